@@ -1,0 +1,372 @@
+"""Every option of train.py and infer.py: its default, its help and its limits, in one place.
+
+The flags, `--help`, config files and the saved `run.json` are all derived from the two dataclasses below.
+Nothing heavy is imported here, so that `--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar
+
+from audiocls.errors import InputOutputFailed, UserError
+
+GUIDE_DATASET = "PolyAI/minds14"
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str = "",
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    metavar: str | None = None,
+    positional: str = "",  # "" for a flag, else argparse's nargs: "1" or "+"
+) -> Any:
+    """A dataclass field that also knows how to be a flag."""
+    metadata = {key: value for key, value in locals().items() if key != "default"}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+DATA, MODEL, TRAINING, EVALUATION, MACHINE, RUN = (
+    "data",
+    "model",
+    "training",
+    "evaluation and saving",
+    "machine",
+    "run",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What `python train.py` does; the defaults are the Hugging Face audio-classification guide's."""
+
+    dataset: str = option(
+        GUIDE_DATASET,
+        "Hub id, folder of class folders, .csv/.tsv/.jsonl manifest, or 'demo' (made on the spot)",
+        group=DATA,
+    )
+    dataset_config: str | None = option(
+        None, f"configuration of a Hub data set; for {GUIDE_DATASET}: en-US", group=DATA
+    )
+    dataset_revision: str | None = option(None, "branch, tag or commit of a Hub data set", group=DATA)
+    train_split: str = option("train", "split to train on", group=DATA)
+    eval_split: str | None = option(
+        None, "split to evaluate on; none: validation, else test, else a part of train", group=DATA
+    )
+    eval_dataset: str | None = option(None, "evaluate on another data set, named as --dataset is", group=DATA)
+    eval_fraction: float = option(
+        0.2, "part of train to evaluate on where no split is given", group=DATA, above=0, maximum=0.9
+    )
+    test_split: str | None = option(
+        None, "split scored once, at the end; none: test, if it is not the evaluation's", group=DATA
+    )
+    test_dataset: str | None = option(
+        None, "data set scored once, at the end, named as --dataset is", group=DATA
+    )
+    split_by: str = option(
+        "random",
+        "how --eval-fraction divides: at random, each class alike, or no group on both sides",
+        group=DATA,
+        choices=("random", "stratified", "group"),
+    )
+    group_column: str | None = option(None, "column that names the group (speaker) of a clip", group=DATA)
+    audio_column: str = option("audio", "column of the audio", group=DATA)
+    label_column: str = option("intent_class", "column of the label", group=DATA)
+    max_seconds: float | None = option(
+        1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0
+    )
+    max_bad_clips: float = option(
+        0.05, "end before training when more than this part does not decode", group=DATA, minimum=0, maximum=1
+    )
+    cache_dir: str | None = option(
+        None, "where decoded audio is kept; none: audiocls/ in the user's cache folder", group=DATA
+    )
+
+    model: str = option(
+        "facebook/wav2vec2-base",
+        "Hub id, folder, or 'tiny' (a small Wav2Vec2 with random weights, no download)",
+        group=MODEL,
+    )
+    model_revision: str | None = option(None, "branch, tag or commit of a Hub model", group=MODEL)
+    freeze_feature_encoder: bool = option(
+        False, "do not train the convolutional encoder (faster, less memory)", group=MODEL
+    )
+
+    learning_rate: float = option(3e-5, "peak learning rate of AdamW", group=TRAINING, above=0)
+    batch_size: int = option(32, "clips in a micro-batch on a device", group=TRAINING, minimum=1)
+    gradient_accumulation_steps: int = option(
+        4, "micro-batches in an optimizer step", group=TRAINING, minimum=1
+    )
+    epochs: int = option(10, "passes over the training clips", group=TRAINING, minimum=1)
+    max_steps: int | None = option(
+        None, "stop after this many optimizer steps; overrides --epochs", group=TRAINING, minimum=1
+    )
+    warmup_ratio: float = option(
+        0.1, "part of the steps over which the learning rate rises", group=TRAINING, minimum=0, maximum=1
+    )
+    lr_scheduler: str = option(
+        "linear",
+        "how the learning rate falls after warm-up",
+        group=TRAINING,
+        choices=("linear", "cosine", "constant"),
+    )
+    weight_decay: float = option(0.0, "AdamW's, on matrices only", group=TRAINING, minimum=0)
+    max_grad_norm: float = option(1.0, "clip the gradient's norm; 0: do not", group=TRAINING, minimum=0)
+    label_smoothing: float = option(
+        0.0, "of the training loss; evaluation has none", group=TRAINING, minimum=0, maximum=0.9
+    )
+
+    eval_batch_size: int = option(32, "clips in a batch of the evaluation", group=EVALUATION, minimum=1)
+    eval_every: int | str = option(
+        "epoch",
+        "'epoch', or a number of steps, between evaluations",
+        group=EVALUATION,
+        minimum=1,
+        metavar="N",
+    )
+    best_metric: str = option(
+        "accuracy",
+        "what the best checkpoint is chosen by",
+        group=EVALUATION,
+        choices=("accuracy", "macro_f1", "loss"),
+    )
+    save_total_limit: int = option(
+        2, "checkpoints to keep, the best not counted", group=EVALUATION, minimum=2
+    )
+    log_every: int = option(10, "steps between two lines", group=EVALUATION, minimum=1)
+
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group=MACHINE)
+    precision: str = option(
+        "auto",
+        "auto: bf16 on a GPU that has it in hardware, else fp32",
+        group=MACHINE,
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    num_workers: int | None = option(
+        None, "processes that prepare batches; none: 2 on a GPU, 0 elsewhere", group=MACHINE, minimum=0
+    )
+
+    output_dir: str | None = option(None, "run folder; none: runs/<data set>-<model>", group=RUN)
+    overwrite: bool = option(False, "replace the run that --output-dir holds", group=RUN)
+    resume: bool = option(False, "continue the run that --output-dir holds", group=RUN)
+    seed: int = option(42, "of the split, the order and everything random", group=RUN, minimum=0)
+
+    def problems(self) -> list[str]:
+        """What does not fit together, a sentence each."""
+        found = []
+        if self.split_by == "group" and self.group_column is None:
+            found.append("--split-by group needs --group-column: name the column that holds the speaker.")
+        if self.resume and self.overwrite:
+            found.append("--resume continues a run and --overwrite replaces it: give one of them.")
+        if self.eval_every != "epoch" and not isinstance(self.eval_every, int):
+            found.append(f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps.")
+        return found + device_problems(self.device)
+
+
+@dataclasses.dataclass(frozen=True)
+class InferConfig:
+    """What `python infer.py` does."""
+
+    model: str = option("", "run folder, saved model or Hub id", positional="1")
+    inputs: tuple[str, ...] = option((), "audio files, or folders of them", positional="+")
+    top_k: int = option(5, "labels to print for each file", minimum=1)
+    batch_size: int = option(8, "files classified at once", minimum=1)
+    max_seconds: float | None = option(
+        None, "hear only the first seconds, as --max-seconds of train.py does; none: all", above=0
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
+    precision: str = option(
+        "fp32",
+        "fp32 gives the pipeline's scores; auto: bf16 on a GPU that has it in hardware",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    format: str = option("text", "of the results", choices=("text", "jsonl", "csv"))
+    output: str | None = option(None, "write the results to this file; none: standard output")
+
+    def problems(self) -> list[str]:
+        """What does not fit together, a sentence each."""
+        return device_problems(self.device)
+
+
+# Named sets of overrides. `guide` is the defaults.
+RECIPES: dict[str, dict[str, Any]] = {
+    "guide": {},
+    "demo": {
+        "dataset": "demo",
+        "model": "tiny",
+        "learning_rate": 1e-3,
+        "batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "epochs": 10,
+        "log_every": 5,
+    },
+}
+
+Config = TypeVar("Config", TrainConfig, InferConfig)
+
+
+def device_problems(device: str) -> list[str]:
+    if device in ("auto", "cpu", "cuda", "mps") or (device[:5] == "cuda:" and device[5:].isdecimal()):
+        return []
+    return [f"--device is {device!r}: give auto, cpu, cuda, cuda:N or mps."]
+
+
+def parse_train(argv: list[str]) -> TrainConfig:
+    """train.py's flags, with defaults < recipe < `--config FILE` < flags. Raises UserError."""
+    parser = make_parser(TrainConfig, "train.py", "Fine-tune a speech encoder to classify audio.")
+    names = parser.add_argument_group("settings by name")
+    names.add_argument("--recipe", choices=tuple(RECIPES), help="named set of settings (default: guide)")
+    names.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
+    names.add_argument(
+        "--config", metavar="FILE", help="settings from a .toml or .json file, or from a run's run.json"
+    )
+    flags = vars(parser.parse_args(argv))
+    recipe, demo, file = (flags.pop(name, None) for name in ("recipe", "demo", "config"))
+    if demo and recipe not in (None, "demo"):
+        raise UserError(f"--demo is short for --recipe demo: leave out --recipe {recipe}.")
+    settings = read_config_file(Path(file)) if file else {}
+    recipe = demo or recipe or settings.pop("recipe", None) or "guide"
+    if recipe not in RECIPES:
+        raise UserError(f"{file} names the recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
+    return build(TrainConfig, RECIPES[recipe] | settings | flags)
+
+
+def parse_infer(argv: list[str]) -> InferConfig:
+    """infer.py's flags. Raises UserError."""
+    parser = make_parser(InferConfig, "infer.py", "Classify audio files with a fine-tuned model.")
+    return build(InferConfig, vars(parser.parse_args(argv)))
+
+
+def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose result holds only what was typed, so that the layers below it keep their say."""
+    usage = (
+        f"{prog} {' '.join(f.name.upper() for f in dataclasses.fields(config) if f.metadata['positional'])}"
+    )
+    parser = Parser(
+        prog=prog,
+        usage=f"{usage.rstrip()} [options]",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {"": parser}
+    for field in dataclasses.fields(config):
+        about = field.metadata
+        group = about["group"]
+        target = groups.setdefault(group, groups.get(group) or parser.add_argument_group(group))
+        shown = "none" if field.default is None else field.default
+        help = (about["help"] + f" (default: {shown})").replace("%", "%%")
+        if about["positional"]:
+            nargs = None if about["positional"] == "1" else about["positional"]
+            target.add_argument(field.name, nargs=nargs, metavar=field.name.upper(), help=about["help"])
+        elif field.type is bool:
+            target.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, help=help)
+        else:
+            metavar = about["metavar"] or (
+                "{" + ",".join(about["choices"]) + "}" if about["choices"] else None
+            )
+            target.add_argument(
+                flag_name(field.name), metavar=metavar or kinds(field)[0].__name__.upper(), help=help
+            )
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its mistakes told as ours are: in one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
+def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
+    """A config from checked settings. Raises UserError that lists every problem at once."""
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(type, config))}
+    values, problems = {}, []
+    for name, value in settings.items():
+        if name not in fields:
+            problems.append(f"There is no setting {name!r}.")
+            continue
+        try:
+            values[name] = check(fields[name], value)
+        except ValueError as error:
+            problems.append(str(error))
+    if not problems:
+        made = config(**values)
+        problems = made.problems()
+    if problems:
+        raise UserError(" ".join(problems))
+    return made
+
+
+def check(field: dataclasses.Field, value: Any) -> Any:
+    """`value`, converted from text where it was typed. Raises ValueError saying what is allowed."""
+    about, allowed = field.metadata, kinds(field)
+    if about["positional"] == "+":
+        return tuple(value)
+    if isinstance(value, str) and value.lower() == "none" and type(None) in allowed:
+        value = None
+    if isinstance(value, str):
+        for kind in (kind for kind in (int, float) if kind in allowed):
+            try:
+                value = kind(value)
+                break
+            except ValueError:
+                continue
+    if type(value) is int and float in allowed:
+        value = float(value)
+    if type(value) not in allowed:
+        names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise ValueError(f"{flag_name(field.name)} is {value!r}: give {names}.")
+    if about["choices"] and value not in about["choices"]:
+        raise ValueError(f"{flag_name(field.name)} is {value!r}: give one of {', '.join(about['choices'])}.")
+    if isinstance(value, int | float):
+        low, high, above = about["minimum"], about["maximum"], about["above"]
+        if not math.isfinite(value):
+            raise ValueError(f"{flag_name(field.name)} is {value}: give a finite number.")
+        if above is not None and value <= above:
+            raise ValueError(f"{flag_name(field.name)} is {value}: give a number above {above}.")
+        if low is not None and value < low:
+            raise ValueError(f"{flag_name(field.name)} is {value}: {low} is the least.")
+        if high is not None and value > high:
+            raise ValueError(f"{flag_name(field.name)} is {value}: {high} is the most.")
+    return value
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def kinds(field: dataclasses.Field) -> tuple[type, ...]:
+    """The types a field takes: (int, NoneType) of `int | None`."""
+    hint: Any = field.type
+    return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a .toml or .json file; of a run.json, those of its run."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputOutputFailed(f"--config {path} cannot be read: {error}.") from None
+    try:
+        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"--config {path} is not valid {path.suffix[1:] or 'json'}: {error}.") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path} must hold names and values, as {{'epochs': 5}}.")
+    if isinstance(settings.get("config"), dict):
+        settings = settings["config"]
+    # Where a run was written, and whether it replaced another, is no part of what it did.
+    once = ("output_dir", "overwrite", "resume") if path.name == "run.json" else ()
+    return {name.replace("-", "_"): value for name, value in settings.items() if name not in once}

@@ -1,0 +1,114 @@
+"""Bytes or a path -> a mono float32 waveform at one rate (soundfile decodes, torchaudio resamples)."""
+
+import functools
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from audiocls.torchaudio_guard import import_torchaudio
+
+Waveform = np.ndarray  # float32 [samples]
+
+# What libsndfile reads, and what people keep beside it: the latter are refused by name, not overlooked.
+READABLE = frozenset("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav wave".split())
+AUDIO_SUFFIXES = READABLE | frozenset("aac amr m4a mka mp4 webm wma".split())
+
+MIN_RATE, MAX_RATE = 4_000, 384_000
+MAX_CHANNELS = 64
+MAX_KERNEL_VALUES = 20_000_000  # of the resampler, 80 MB
+
+
+class BadAudio(ValueError):
+    """This recording cannot be used; the message says why, without its name."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A recording as the model hears it."""
+
+    waveform: Waveform  # float32 [samples], at the rate asked for
+    seconds: float  # length of the whole recording, heard or not
+
+
+def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = None) -> Decoded:
+    """The recording as mono float32 at `sampling_rate`, no longer than `max_samples`.
+
+    Only the part that is heard is decoded, and its samples are those that decoding everything would give.
+    Raises BadAudio for what does not decode, holds no samples, or holds values that are not finite.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
+            rate, total = file.samplerate, file.frames
+            check_format(rate, file.channels, sampling_rate)
+            frames = -1 if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
+            samples = file.read(frames, dtype="float32", always_2d=True)  # [frames, channels]
+    except (soundfile.SoundFileError, OSError) as error:
+        raise BadAudio(f"does not decode: {plain(error)}{hint(audio)}") from None
+    if len(samples) == 0:
+        raise BadAudio("holds no audio")
+    if not np.isfinite(samples).all():
+        raise BadAudio("holds samples that are not finite")
+    # A header may promise more or less than the file holds.
+    seconds = max(total, len(samples)) / rate if frames >= 0 else len(samples) / rate
+    waveform = resample(samples.mean(axis=1), rate, sampling_rate)
+    return Decoded(waveform[:max_samples], seconds)
+
+
+def resample(waveform: Waveform, from_rate: int, to_rate: int) -> Waveform:
+    """`torchaudio.functional.resample` of one waveform, its kernel built once a pair of rates."""
+    if from_rate == to_rate:
+        return waveform
+    with torch.inference_mode():
+        return resampler(from_rate, to_rate)(torch.from_numpy(waveform)).numpy()
+
+
+@functools.lru_cache(maxsize=32)
+def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
+    torchaudio = import_torchaudio()
+    # dtype: as functional.resample builds it, so that scores agree with the Hugging Face pipeline's.
+    return torchaudio.transforms.Resample(from_rate, to_rate, dtype=torch.float32)
+
+
+def check_format(rate: int, channels: int, to_rate: int) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise BadAudio(f"has a rate of {rate} Hz, outside {MIN_RATE} to {MAX_RATE} Hz")
+    if channels > MAX_CHANNELS:
+        raise BadAudio(f"has {channels} channels, more than {MAX_CHANNELS}")
+    divisor = math.gcd(rate, to_rate)
+    # One filter for each of the new rate's phases, as long as the old rate's period and more.
+    width = filter_half_width(rate, to_rate)
+    if rate != to_rate and (to_rate // divisor) * (2 * width + rate // divisor) > MAX_KERNEL_VALUES:
+        raise BadAudio(f"has a rate of {rate} Hz, which shares no useful factor with {to_rate} Hz")
+
+
+def filter_half_width(from_rate: int, to_rate: int) -> int:
+    """Samples at `from_rate` (in lowest terms) to each side that one resampled value hears."""
+    divisor = math.gcd(from_rate, to_rate)
+    before, after = from_rate // divisor, to_rate // divisor
+    return math.ceil(6 * before / (min(before, after) * 0.99))  # torchaudio's filter width and roll-off
+
+
+def frames_needed(samples: int, from_rate: int, to_rate: int) -> int:
+    """Frames at `from_rate` that decide the first `samples` samples at `to_rate`."""
+    if from_rate == to_rate:
+        return samples
+    period = from_rate // math.gcd(from_rate, to_rate)
+    return math.ceil(samples * from_rate / to_rate) + filter_half_width(from_rate, to_rate) + period
+
+
+def plain(error: Exception) -> str:
+    """libsndfile's own words, without the name that the caller knows."""
+    words = str(getattr(error, "error_string", None) or error).strip().rstrip(".").lower()
+    return words.removeprefix("error : ")
+
+
+def hint(audio: Path | bytes) -> str:
+    suffix = audio.suffix[1:].lower() if isinstance(audio, Path) else ""
+    if suffix in AUDIO_SUFFIXES - READABLE:
+        return f" (libsndfile reads no .{suffix}; convert it: ffmpeg -i FILE FILE.wav)"
+    return ""

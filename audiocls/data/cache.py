@@ -1,0 +1,187 @@
+"""Every clip decoded and resampled once, into one flat memory-mapped file of float32 samples.
+
+A cache folder is named by what it was made from (each clip's identity: path, size, mtime and inode of a file,
+or the Hub data set's fingerprint and row) and by the parameters. A changed file gives another name, so nothing
+stale is served; an unchanged set is not read again. It is written beside its place and renamed: complete or
+absent, also when two processes fill it at once.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from audiocls.data.audio import BadAudio, Decoded, Waveform, decode
+from audiocls.data.sources import Clip
+
+FORMAT = 1  # raised when what is stored changes its meaning
+CHUNK = 256  # clips decoded before the next write: bounds the memory
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "audiocls")
+
+
+class Waveforms:
+    """The decoded clips: `waveforms[i]` is float32 [samples], a view into the mapped file.
+
+    Attributes:
+        num_samples: int64 [clips], samples kept of each clip; 0 for one that cannot be used.
+        seconds: float64 [clips], length of each whole recording, heard or not.
+        errors: clip -> why it cannot be used.
+        file: the cache file, or None where it could not be written: then clips are decoded when asked for.
+    """
+
+    def __init__(
+        self,
+        clips: list[Clip],
+        sampling_rate: int,
+        max_samples: int | None,
+        num_samples: np.ndarray,
+        seconds: np.ndarray,
+        errors: dict[int, str],
+        file: Path | None,
+    ) -> None:
+        self.clips = clips
+        self.sampling_rate = sampling_rate
+        self.max_samples = max_samples
+        self.num_samples = num_samples
+        self.seconds = seconds
+        self.errors = errors
+        self.file = file
+        self.ends = np.cumsum(num_samples)
+
+    def __getitem__(self, index: int) -> Waveform:
+        if self.file is None:
+            return decode(self.clips[index].audio.read(), self.sampling_rate, self.max_samples).waveform
+        end = self.ends[index]
+        return self.samples[end - self.num_samples[index] : end]
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        assert self.file is not None
+        if self.ends[-1] == 0:
+            return np.zeros(0, np.float32)
+        return np.memmap(self.file, np.float32, mode="r").view(np.ndarray)
+
+    def __getstate__(self) -> dict:
+        """Workers map the file themselves; a pickled map would carry its content."""
+        return {key: value for key, value in self.__dict__.items() if key != "samples"}
+
+
+def decode_all(
+    clips: list[Clip], sampling_rate: int, max_samples: int | None, cache_dir: Path, *, progress: bool = False
+) -> Waveforms:
+    """Every clip's waveform at `sampling_rate`, at most `max_samples` of it, from the cache where it is there."""
+    folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples)
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return open_cache(folder, clips, sampling_rate, max_samples)
+
+    with unfinished_folder(folder) as unfinished:
+        file: BinaryIO | None = None
+        with contextlib.suppress(OSError):
+            file = (unfinished / "samples.f32").open("wb") if unfinished else None
+        lengths, seconds, errors = [], [], {}
+        results = tqdm(
+            decoded(clips, sampling_rate, max_samples),
+            "decoding",
+            len(clips),
+            disable=not progress,
+            leave=False,
+        )
+        for index, result in enumerate(results):
+            if isinstance(result, Decoded):
+                try:
+                    if file is not None:
+                        file.write(result.waveform.tobytes())
+                except OSError:  # a full disk: go on without the cache
+                    file = None
+                lengths.append(len(result.waveform))
+                seconds.append(result.seconds)
+            else:
+                errors[index] = result
+                lengths.append(0)
+                seconds.append(0.0)
+        num_samples, all_seconds = np.array(lengths, np.int64), np.array(seconds, np.float64)
+        with contextlib.suppress(OSError):
+            if file is not None and unfinished is not None:
+                file.close()
+                index_file = {
+                    "num_samples": num_samples.tolist(),
+                    "seconds": all_seconds.tolist(),
+                    "errors": {str(index): error for index, error in errors.items()},
+                }
+                (unfinished / "index.json").write_text(json.dumps(index_file))
+                publish(unfinished, folder)
+                return open_cache(folder, clips, sampling_rate, max_samples)
+    return Waveforms(clips, sampling_rate, max_samples, num_samples, all_seconds, errors, file=None)
+
+
+def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> str:
+    identities = [clip.audio.identity() for clip in clips]
+    return hashlib.sha256(json.dumps([FORMAT, sampling_rate, max_samples, identities]).encode()).hexdigest()[
+        :32
+    ]
+
+
+def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Waveforms:
+    """A finished cache. Raises OSError, ValueError or KeyError where there is none or it is damaged."""
+    index = json.loads((folder / "index.json").read_text())
+    num_samples = np.array(index["num_samples"], np.int64)
+    file = folder / "samples.f32"
+    if len(num_samples) != len(clips) or file.stat().st_size != 4 * num_samples.sum():
+        raise ValueError("damaged")
+    errors = {int(key): error for key, error in index["errors"].items()}
+    return Waveforms(clips, sampling_rate, max_samples, num_samples, np.array(index["seconds"]), errors, file)
+
+
+@contextlib.contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path | None]:
+    """A temporary folder beside `folder`, gone afterwards; None where none can be made."""
+    unfinished = None
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+    try:
+        yield unfinished
+    finally:
+        if unfinished is not None:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def publish(unfinished: Path, folder: Path) -> None:
+    """Rename the finished folder into its place; whoever came first stays, unless it is damaged."""
+    try:
+        unfinished.rename(folder)
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            unfinished.rename(folder)
+
+
+def decoded(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Iterator[Decoded | str]:
+    """For each clip in order what was decoded, or why it was not; threads do the work."""
+
+    def one(clip: Clip) -> Decoded | str:
+        try:
+            return decode(clip.audio.read(), sampling_rate, max_samples)
+        except BadAudio as error:
+            return str(error)
+
+    num_threads = torch.get_num_threads()
+    # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
+    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for start in range(0, len(clips), CHUNK):
+            yield from pool.map(one, clips[start : start + CHUNK])
+    torch.set_num_threads(num_threads)

@@ -1,0 +1,212 @@
+"""From the command line's words to the clips of a run: sources, splits, labels, decoding."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from audiocls.config import GUIDE_DATASET, TrainConfig
+from audiocls.data.cache import Waveforms, decode_all, default_cache_dir
+from audiocls.data.loader import ClipDataset
+from audiocls.data.sources import Clip, Columns, Source, label_order, load_source
+from audiocls.data.splits import fingerprint, group_split, random_split, stratified_split
+from audiocls.errors import InputsRefused, UserError
+
+MOST_NAMED = 20  # bad clips that get a line each
+
+
+@dataclass
+class RunData:
+    """The clips of a run, decoded."""
+
+    train: ClipDataset
+    evaluation: ClipDataset
+    test: ClipDataset | None
+    labels: list[str]
+    eval_name: str  # the split or set that the evaluation is
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names this division of these clips."""
+        return fingerprint(self.train.paths, self.evaluation.paths, self.test.paths if self.test else [])
+
+
+def prepare_data(
+    config: TrainConfig, sampling_rate: int, min_samples: int, *, progress: bool = False
+) -> RunData:
+    """Load, decode, divide and label the clips that `config` names, at `sampling_rate`.
+
+    A clip that does not decode, or gives fewer than `min_samples`, is left out before the division.
+    Raises InputsRefused where those are more than `max_bad_clips`, UserError where the data set does not fit.
+    """
+    columns = Columns(config.audio_column, config.label_column, config.group_column)
+    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    max_samples = None if config.max_seconds is None else round(config.max_seconds * sampling_rate)
+
+    def load(name: str) -> Source:
+        named = config.dataset_config if name == config.dataset else None
+        revision = config.dataset_revision if name == config.dataset else None
+        return load_source(
+            name,
+            columns,
+            config=named or ("en-US" if name == GUIDE_DATASET else None),
+            revision=revision,
+            cache_dir=cache_dir,
+        )
+
+    source = load(config.dataset)
+    eval_source = load(config.eval_dataset) if config.eval_dataset else source
+    test_source = load(config.test_dataset) if config.test_dataset else source
+    train_clips = split_named(source, config.train_split, "--train-split")
+    eval_name, eval_clips = choose_evaluation(config, eval_source)
+    test_clips = choose_test(config, test_source, eval_name if eval_source is source else None)
+    labels = source.label_names or label_order(clip.label for clip in train_clips)
+    check_labels(source.name, labels, train_clips, [*eval_clips, *test_clips])
+
+    clips = [*train_clips, *eval_clips, *test_clips]
+    notes = [
+        note for one in {id(s): s for s in (source, eval_source, test_source)}.values() for note in one.notes
+    ]
+    waveforms = decode_all(clips, sampling_rate, max_samples, cache_dir, progress=progress)
+    good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
+
+    ends = np.cumsum([len(train_clips), len(eval_clips), len(test_clips)])
+    train_rows, eval_rows, test_rows = (np.array(part) for part in np.split(np.arange(len(clips)), ends[:-1]))
+    train_rows, eval_rows, test_rows = (rows[good[rows]] for rows in (train_rows, eval_rows, test_rows))
+    if not eval_clips:
+        train_rows, eval_rows = divide(config, [clips[row] for row in train_rows], train_rows, notes)
+    for rows, what in ((train_rows, "train on"), (eval_rows, "evaluate on")):
+        if len(rows) == 0:
+            raise UserError(
+                f"{config.dataset} leaves no clips to {what}. Give more, or another --eval-fraction."
+            )
+    if test_clips and len(test_rows) == 0:
+        raise UserError("None of the test clips can be used.")
+    untrained = sorted(set(labels) - {clips[row].label for row in train_rows}, key=labels.index)
+    if untrained:
+        notes.append(f"no clip to train on for the label{'s'[: len(untrained) > 1]} {named(untrained)}")
+    if max_samples is not None:
+        note_cut(waveforms, max_samples, sampling_rate, notes)
+
+    number = {label: id for id, label in enumerate(labels)}
+    label_ids = np.array([number[clip.label] for clip in clips])
+    train, evaluation, test = (
+        ClipDataset(waveforms, rows, label_ids[rows]) for rows in (train_rows, eval_rows, test_rows)
+    )
+    return RunData(train, evaluation, test if test_clips else None, labels, eval_name, notes)
+
+
+def split_named(source: Source, split: str, flag: str) -> list[Clip]:
+    if split not in source.splits:
+        raise UserError(
+            f"{source.name} has no split {split!r}. It has: {', '.join(source.splits)}. Name one with {flag}."
+        )
+    if not source.splits[split]:
+        raise UserError(f"The split {split!r} of {source.name} holds no labelled clips.")
+    return source.splits[split]
+
+
+def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Clip]]:
+    """The split or set to evaluate on; no clips where a part of train shall be taken."""
+    if config.eval_split:
+        return config.eval_split, split_named(source, config.eval_split, "--eval-split")
+    if config.eval_dataset:
+        return config.eval_dataset, only_split(source, "validation", "--eval-split")
+    for split in ("validation", "test"):
+        if split in source.splits and split not in (config.train_split, config.test_split):
+            return split, split_named(source, split, "--eval-split")
+    return f"{config.eval_fraction:.0%} of {config.train_split}", []
+
+
+def choose_test(config: TrainConfig, source: Source, eval_split: str | None) -> list[Clip]:
+    """The clips scored once at the end; none where no test set is given."""
+    if config.test_split:
+        return split_named(source, config.test_split, "--test-split")
+    if config.test_dataset:
+        return only_split(source, "test", "--test-split")
+    if "test" in source.splits and "test" not in (config.train_split, eval_split):
+        return split_named(source, "test", "--test-split")
+    return []
+
+
+def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
+    """The one split of a set that was given for one purpose, or the one named after the purpose."""
+    only = next(iter(source.splits)) if len(source.splits) == 1 else preferred
+    return split_named(source, only, flag)
+
+
+def check_labels(name: str, labels: list[str], train: list[Clip], others: list[Clip]) -> None:
+    if len(labels) < 2:
+        raise UserError(
+            f"{name} has one class, {named(labels)}: classifying needs two at least. "
+            "Is --label-column the right one?"
+        )
+    unknown = Counter(clip.label for clip in others if clip.label not in set(labels))
+    if unknown:
+        raise UserError(
+            f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
+            f"It trains: {named(labels)}."
+        )
+
+
+def named(labels: list[str]) -> str:
+    more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
+    return ", ".join(labels[:10]) + more
+
+
+def leave_out_bad(
+    waveforms: Waveforms, min_samples: int, max_bad_clips: float, notes: list[str]
+) -> np.ndarray:
+    """bool [clips], which ones can be used; the others are noted, a line each."""
+    errors = dict(waveforms.errors)
+    for row in np.flatnonzero(waveforms.num_samples < min_samples):
+        milliseconds = 1000 * min_samples / waveforms.sampling_rate
+        errors.setdefault(int(row), f"is shorter than what the model needs to hear, {milliseconds:.0f} ms")
+    lines = [f"{waveforms.clips[row].path} {error}" for row, error in sorted(errors.items())]
+    if len(errors) > max_bad_clips * len(waveforms.clips):
+        raise InputsRefused(
+            f"{len(errors)} of {len(waveforms.clips)} clips cannot be used, more than --max-bad-clips "
+            f"{max_bad_clips:g} allows. First: {'; '.join(lines[:3])}."
+        )
+    if errors:
+        notes += [f"left out: {line}" for line in lines[:MOST_NAMED]]
+        notes.append(f"left out in all: {len(errors)} of {len(waveforms.clips)} clips")
+    good = np.ones(len(waveforms.clips), bool)
+    good[list(errors)] = False
+    return good
+
+
+def divide(
+    config: TrainConfig, clips: list[Clip], rows: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to train on, rows to evaluate on."""
+    if config.split_by == "stratified":
+        (train, evaluation), undivided = stratified_split(
+            [clip.label for clip in clips], config.eval_fraction, config.seed
+        )
+        if undivided:
+            notes.append(f"too few clips to divide, all to train on: {named(undivided)}")
+    elif config.split_by == "group":
+        groups = [clip.group or "" for clip in clips]
+        if len(set(groups)) < 2:
+            raise UserError(
+                f"--group-column {config.group_column} holds one group: there is nothing to divide by."
+            )
+        train, evaluation = group_split(groups, config.eval_fraction, config.seed)
+    else:
+        train, evaluation = random_split(len(clips), config.eval_fraction, config.seed)
+    return rows[train], rows[evaluation]
+
+
+def note_cut(waveforms: Waveforms, max_samples: int, sampling_rate: int, notes: list[str]) -> None:
+    """Say what --max-seconds costs: the clips it cuts, and the audio that is never heard."""
+    seconds = waveforms.seconds[waveforms.num_samples > 0]
+    heard = np.minimum(seconds, max_samples / sampling_rate)
+    cut = np.count_nonzero(seconds * sampling_rate >= max_samples + 1)
+    if cut:
+        notes.append(
+            f"--max-seconds {max_samples / sampling_rate:g} cuts {cut / len(seconds):.0%} of the clips; "
+            f"{1 - heard.sum() / seconds.sum():.0%} of the audio is never heard"
+        )

@@ -1,0 +1,309 @@
+"""A name on the command line -> clips: a Hub data set, a folder of class folders, or a manifest.
+
+Nothing is decoded here. Every source gives the same thing: for each split a list of clips with their label
+as text, and notes (a line each) about what was assumed or passed over.
+"""
+
+import contextlib
+import csv
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audiocls import __version__
+from audiocls.data.audio import AUDIO_SUFFIXES
+from audiocls.data.demo import write_demo
+from audiocls.errors import InputOutputFailed, UserError
+from audiocls.hub import reaching
+from audiocls.storage import failing_as
+
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+# Obvious names, tried where the one asked for is missing.
+AUDIO_COLUMNS = ("audio", "path", "file", "file_name", "filename", "wav", "audio_path")
+LABEL_COLUMNS = ("label", "labels", "class", "category")
+
+
+@dataclass(frozen=True)
+class HubAudio:
+    """Where the bytes of one row of a Hub data set lie: nothing is read before it is decoded."""
+
+    rows: Any  # a datasets.Dataset with the one column "audio", not decoded
+    index: int
+
+    def read(self) -> bytes | Path:
+        audio = self.rows[self.index]["audio"]
+        return audio["bytes"] if audio["bytes"] is not None else Path(audio["path"])
+
+    def identity(self) -> list:
+        return [self.rows._fingerprint, self.index]
+
+
+@dataclass(frozen=True)
+class FileAudio:
+    """A recording in a file of its own."""
+
+    path: Path
+
+    def read(self) -> bytes | Path:
+        return self.path
+
+    def identity(self) -> list:
+        """Changes when the file's content may have changed."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return [str(self.path)]
+        return [str(self.path), status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled recording."""
+
+    path: str  # as a person would name it
+    audio: FileAudio | HubAudio
+    label: str
+    group: str | None = None
+
+
+@dataclass
+class Source:
+    """Everything one --dataset names."""
+
+    name: str
+    splits: dict[str, list[Clip]] = field(default_factory=dict)
+    label_names: list[str] | None = None  # a ClassLabel's, in their order
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns asked for on the command line."""
+
+    audio: str
+    label: str
+    group: str | None = None
+
+
+def load_source(
+    name: str, columns: Columns, *, config: str | None = None, revision: str | None = None, cache_dir: Path
+) -> Source:
+    """The clips that `name` stands for.
+
+    Raises UserError where the name, a column or the layout is wrong, InputOutputFailed where a file or the
+    Hub cannot be read.
+    """
+    path = Path(name).expanduser()
+    if name == "demo":
+        return load_folder(name, demo_folder(cache_dir), columns)
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
+        return load_manifest(name, path, columns)
+    if path.is_dir():
+        return load_folder(name, path, columns)
+    if path.exists():
+        raise UserError(
+            f"{name} is a file, not a data set: give a folder or a .csv, .tsv or .jsonl manifest."
+        )
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"There is no folder {name}.")
+    return load_hub(name, columns, config, revision)
+
+
+# A folder: one folder a class, or train/validation/test folders of those
+
+
+def load_folder(name: str, folder: Path, columns: Columns) -> Source:
+    if columns.group is not None:
+        raise UserError(f"{name} is a folder, which has no columns: --group-column needs a manifest.")
+    source = Source(name)
+    folders = visible_folders(folder)
+    if any(child.name == "train" and visible_folders(child) for child in folders):
+        split_of = {child: SPLIT_FOLDERS.get(child.name.lower(), child.name) for child in folders}
+    else:
+        split_of = {folder: "train"}
+    passed_over = 0
+    for split_folder, split in split_of.items():
+        for class_folder in visible_folders(split_folder):
+            for file in sorted(walk(class_folder)):
+                if file.suffix[1:].lower() in AUDIO_SUFFIXES and not file.name.startswith("."):
+                    clip = Clip(str(file), FileAudio(file), class_folder.name)
+                    source.splits.setdefault(split, []).append(clip)
+                else:
+                    passed_over += 1
+    if passed_over:
+        source.notes.append(f"{name}: {passed_over} files that are hidden or not audio are passed over")
+    if not source.splits:
+        raise UserError(
+            f"{name} holds no audio in class folders: put each class's clips in a folder of its own."
+        )
+    return source
+
+
+def demo_folder(cache_dir: Path) -> Path:
+    """The demo's files, written when they are first asked for: all of them or none."""
+    folder = cache_dir / f"demo-{__version__}"
+    if not folder.exists():
+        with failing_as(folder):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache_dir) as unfinished:
+                write_demo(Path(unfinished, "demo"))
+                with contextlib.suppress(FileExistsError):  # another process was first
+                    Path(unfinished, "demo").rename(folder)
+    return folder
+
+
+def visible_folders(folder: Path) -> list[Path]:
+    try:
+        children = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputOutputFailed(f"{folder} cannot be read: {error.strerror}.") from None
+    return [child for child in children if child.is_dir() and not child.name.startswith(".")]
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(parent, name) for name in files)
+
+
+# A manifest: a table of paths and labels, the paths relative to it
+
+
+def load_manifest(name: str, path: Path, columns: Columns) -> Source:
+    source = Source(name)
+    rows = read_manifest(path)
+    if not rows:
+        raise UserError(f"{name} holds no rows.")
+    there = list(dict.fromkeys(key for row in rows for key in row))
+    audio_column = find_column("audio", columns.audio, AUDIO_COLUMNS, there, source)
+    label_column = find_column("label", columns.label, LABEL_COLUMNS, there, source)
+    group_column = find_column("group", columns.group, (), there, source) if columns.group else None
+    unlabelled = 0
+    for number, row in enumerate(rows, start=1):
+        if not row.get(audio_column):
+            raise UserError(f"{name}: row {number} names no file in the column {audio_column!r}.")
+        label = label_text(row.get(label_column))
+        if label is None:
+            unlabelled += 1
+            continue
+        file = path.parent / str(row[audio_column])  # an absolute path replaces the folder
+        split = str(row.get("split") or "train").lower()
+        group = str(row.get(group_column)) if group_column else None
+        clips = source.splits.setdefault(SPLIT_FOLDERS.get(split, split), [])
+        clips.append(Clip(str(file), FileAudio(file), label, group))
+    note_unlabelled(source, unlabelled)
+    return source
+
+
+def read_manifest(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".jsonl":
+                rows = [json.loads(line) for line in file if line.strip()]
+            else:
+                separator = "\t" if path.suffix.lower() == ".tsv" else ","
+                rows = list(csv.DictReader(file, delimiter=separator, strict=True))
+    except OSError as error:
+        raise InputOutputFailed(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a valid {path.suffix[1:]} file: {error}.") from None
+    for number, row in enumerate(rows, start=1):
+        # csv: cells beyond the header stand under None, missing ones are None
+        if not isinstance(row, dict) or None in row:
+            raise UserError(f"{path}: row {number} does not fit the others: its cells have no column each.")
+    return rows
+
+
+# A data set on the Hub
+
+
+def load_hub(name: str, columns: Columns, config: str | None, revision: str | None) -> Source:
+    with reaching(f"the data set {name}", also=f"There is no folder {name} either."):
+        import datasets
+
+        datasets.utils.logging.set_verbosity_error()
+        loaded = datasets.load_dataset(name, config, revision=revision)
+    source = Source(name)
+    for split, table in loaded.items():
+        features = table.features
+        class_labels = [key for key, value in features.items() if isinstance(value, datasets.ClassLabel)]
+        audios = [key for key, value in features.items() if isinstance(value, datasets.Audio)]
+        audio_column = find_column("audio", columns.audio, audios, list(features), source)
+        guesses = class_labels if len(class_labels) == 1 else LABEL_COLUMNS
+        label_column = find_column("label", columns.label, guesses, list(features), source)
+        if not isinstance(features[audio_column], datasets.Audio):
+            raise UserError(
+                f"{name}: the column {audio_column!r} holds no audio. Name it with --audio-column."
+            )
+        labels = table[label_column][:]
+        if isinstance(features[label_column], datasets.ClassLabel):
+            source.label_names = features[label_column].names
+            labels = [source.label_names[id] if id is not None and id >= 0 else None for id in labels]
+        groups = [None] * len(table)
+        if columns.group:
+            groups = table[find_column("group", columns.group, (), list(features), source)][:]
+        # decode=False: datasets' own decoding needs torchcodec and a system ffmpeg.
+        audio = table.select_columns(audio_column).cast_column(audio_column, datasets.Audio(decode=False))
+        audio = audio.rename_column(audio_column, "audio") if audio_column != "audio" else audio
+        clips = [
+            Clip(
+                f"{name}/{split}/{index}", HubAudio(audio, index), text, None if group is None else str(group)
+            )
+            for index, (label, group) in enumerate(zip(labels, groups, strict=True))
+            if (text := label_text(label)) is not None
+        ]
+        source.splits[str(split)] = clips
+        note_unlabelled(source, len(table) - len(clips))
+    return source
+
+
+# What the sources share
+
+
+def find_column(kind: str, named: str, candidates: Iterable[str], there: list[str], source: Source) -> str:
+    """The column `named`, or the one obvious candidate in its place, which is noted."""
+    if named in there:
+        return named
+    obvious = [column for column in candidates if column in there]
+    if len(obvious) == 1:
+        note = f"{source.name} has no column {named!r}: {obvious[0]!r} is taken for the {kind}"
+        if note not in source.notes:
+            source.notes.append(note)
+        return obvious[0]
+    raise UserError(
+        f"{source.name} has no column {named!r}. It has: {', '.join(map(str, there))}. "
+        f"Name the right one with --{kind}-column."
+    )
+
+
+def label_text(value: Any) -> str | None:
+    """A label as text; None for what means unlabelled: nothing, an empty cell, -1."""
+    text = "" if value is None else str(value).strip()
+    return None if text in ("", "-1") else text
+
+
+def note_unlabelled(source: Source, count: int) -> None:
+    if count:
+        source.notes.append(f"{source.name}: {count} clips without a label are left out")
+
+
+def label_order(labels: Iterable[str]) -> list[str]:
+    """The distinct labels, sorted; whole numbers in the order of their values."""
+    distinct = set(labels)
+    if all(label.removeprefix("-").isdecimal() for label in distinct):
+        return sorted(distinct, key=int)
+    return sorted(distinct)

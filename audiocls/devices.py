@@ -1,0 +1,48 @@
+"""Which device computes, and in which precision."""
+
+import contextlib
+
+import torch
+
+from audiocls.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: a CUDA GPU, else Apple's, else the CPU. Raises UserError where the one named is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: torch {torch.__version__} sees no CUDA GPU. Use --device cpu.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: torch sees no Apple GPU. Use --device cpu.")
+    return device
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """`auto`: bf16 on a GPU that has it in hardware, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return "bf16"
+    return "fp32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Matrix work in `precision`; nothing at all for fp32."""
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of the figures wants to know: the GPU's name, or the CPU and its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"{torch.backends.cpu.get_cpu_capability()} CPU, {torch.get_num_threads()} threads"
+    return device.type

@@ -1,0 +1,113 @@
+"""What a run says while it runs: one line and one JSON record an event."""
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from audiocls.errors import one_line
+from audiocls.storage import failing_as
+
+
+def say(text: str) -> None:
+    """A line on standard output, above the progress bar where there is one."""
+    tqdm.write(one_line(text), file=sys.stdout)
+    sys.stdout.flush()
+
+
+@dataclass
+class Window:
+    """What has happened since the last train line."""
+
+    loss_sum: float = 0.0  # over clips
+    clips: int = 0
+    audio_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    seconds: float = 0.0  # in optimizer steps; evaluations and saves are not counted
+
+
+class Scores(Protocol):
+    """What an evaluation line tells."""
+
+    loss: float
+    accuracy: float
+    macro_f1: float
+    num_samples: int
+
+
+class RunLog:
+    """metrics.jsonl, the lines on the terminal, and the bar."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self.path = run_folder / "metrics.jsonl"
+        self.bar: tqdm | None = None
+
+    def start(self, total_steps: int, step: int, log_bytes: int) -> None:
+        """Begin, or go on, at `step`: what was written after the checkpoint is written again."""
+        with failing_as(self.path), self.path.open("ab") as file:
+            file.truncate(log_bytes)
+        self.bar = tqdm(
+            total=total_steps, initial=step, desc="training", unit="step", disable=not sys.stderr.isatty()
+        )
+
+    def advance(self, loss: float) -> None:
+        """One optimizer step is done."""
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self.bar.update()
+
+    def train(self, step: int, epoch: float, window: Window, learning_rate: float, grad_norm: float) -> int:
+        """What happened since the last such line."""
+        return self.record(
+            "train",
+            step=step,
+            epoch=round(epoch, 4),
+            loss=window.loss_sum / window.clips,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            samples_per_second=window.clips / window.seconds,
+            audio_seconds_per_second=window.audio_seconds / window.seconds,
+            data_wait_seconds=window.data_wait_seconds,
+        )
+
+    def evaluation(self, kind: str, step: int, epoch: float, scores: Scores, **more: Any) -> int:
+        """The scores of an evaluation ("eval") or of the test set ("test")."""
+        return self.record(
+            kind,
+            step=step,
+            epoch=round(epoch, 4),
+            loss=scores.loss,
+            accuracy=scores.accuracy,
+            macro_f1=scores.macro_f1,
+            num_samples=scores.num_samples,
+            **more,
+        )
+
+    def record(self, kind: str, **values: Any) -> int:
+        """Write one record and its line; returns the length of metrics.jsonl in bytes."""
+        finite = {key: number_or_null(value) for key, value in values.items()}
+        with failing_as(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, **finite}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            length = file.tell()
+        say(f"{kind:5} " + "  ".join(f"{key} {readable(value)}" for key, value in values.items()))
+        return length
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def number_or_null(value: Any) -> Any:
+    """JSON has no word for NaN and infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def readable(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,57 @@
+"""The short blocks of text before the first step and after the last."""
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from audiocls.config import TrainConfig
+from audiocls.data.loader import ClipDataset
+from audiocls.data.prepare import RunData
+from audiocls.devices import device_name, pick_precision
+from audiocls.model.backbone import Classifier
+from audiocls.reporting.run_log import say
+from audiocls.training.checkpoint import TrainState
+from audiocls.training.evaluation import Evaluation
+
+
+def say_start(
+    config: TrainConfig, data: RunData, classifier: Classifier, device: torch.device, run_folder: Path
+) -> None:
+    """What is trained on what, and what is not as one may think."""
+    for note in [*data.notes, *classifier.notes]:
+        say(f"note: {note}")
+    parts = [("train", data.train), (f"evaluation ({data.eval_name})", data.evaluation)]
+    parts += [("test", data.test)] if data.test else []
+    say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
+    say(f"classes: {len(data.labels)}, {class_sizes(data.train, data.labels)}")
+    parameters = list(classifier.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    say(
+        f"model: {config.model}, {sum(p.numel() for p in parameters) / 1e6:.2f}M parameters, "
+        f"{trained / 1e6:.2f}M of them trained"
+    )
+    clips_per_step = config.batch_size * config.gradient_accumulation_steps
+    say(
+        f"steps of {clips_per_step} clips ({config.gradient_accumulation_steps} x {config.batch_size}) on "
+        f"{device_name(device)} in {pick_precision(config.precision, device)}"
+    )
+    say(f"writing to {run_folder}/")
+
+
+def class_sizes(clips: ClipDataset, labels: list[str]) -> str:
+    sizes = Counter(clips.labels.tolist())
+    (most, most_clips), (least, least_clips) = sizes.most_common()[0], sizes.most_common()[-1]
+    return f"the largest {labels[most]!r} with {most_clips} clips to train on, the smallest {labels[least]!r} with {least_clips}"
+
+
+def say_end(
+    config: TrainConfig, data: RunData, state: TrainState, test: Evaluation | None, run_folder: Path
+) -> None:
+    """How good the best model is, where it lies, and what to type to use it."""
+    say(f"best: {config.best_metric} {state.best_score:.4f} on {data.eval_name} at step {state.best_step}")
+    if test is not None:
+        say(f"test: accuracy {test.accuracy:.4f}, macro_f1 {test.macro_f1:.4f} on {test.num_samples} clips")
+    example = next(path for path in data.evaluation.paths)
+    path = f"'{example}'" if " " in example else example
+    say(f"the best model is in {run_folder}/best; try: python infer.py {run_folder} {path}")

@@ -1,0 +1,119 @@
+"""Files and folders that are complete or absent."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from audiocls.errors import InputOutputFailed
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that a reader finds the old content or the new, never a part."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with failing_as(path):
+        unfinished.write_text(text, encoding="utf-8")
+        fsync(unfinished)
+        unfinished.replace(path)
+        fsync(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Write a file anew with `text` at its end."""
+    with failing_as(path):
+        before = path.read_text(encoding="utf-8")
+    write_text(path, before + text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
+    """Fill the folder that this yields: it becomes `folder` when it is whole, and not before.
+
+    A manifest of every file's size and sha256, with `about` beside them, is written last. A folder that is
+    already there gives way; cut short in between, `finish_swap` puts things right. Raises InputOutputFailed.
+    """
+    unfinished, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
+    with failing_as(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        try:
+            yield unfinished
+            files = {path.name: describe(path) for path in sorted(unfinished.iterdir())}
+            manifest = unfinished / MANIFEST
+            manifest.write_text(json.dumps({"schema": SCHEMA, **about, "files": files}, indent=2))
+            for path in [*unfinished.iterdir(), unfinished]:
+                fsync(path)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            unfinished.rename(folder)
+            fsync(folder.parent)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def finish_swap(folder: Path) -> None:
+    """Complete what `complete_folder` left when it was killed: the old folder stands until the new one does."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.is_dir() and not folder.exists():
+        with failing_as(folder):
+            old.rename(folder)
+
+
+def damage(folder: Path) -> str | None:
+    """Why a folder is not what its manifest says; None where it is."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            if Path(name).name != name:
+                return f"its manifest names a file outside: {name}"
+            if describe(folder / name) != expected:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """A folder's manifest; empty where it has none."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def failing_as(path: Path) -> Iterator[None]:
+    """An operating system's error as one line that names what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputOutputFailed(f"{path} could not be written: {error.strerror or error}.") from error

@@ -1,0 +1,146 @@
+"""Save and load the whole state of a run; keep the best and the last apart.
+
+checkpoints/step-00000040/    a model that loads anywhere, and what training needs to go on:
+    config.json, model.safetensors, preprocessor_config.json
+    optimizer.safetensors, training_state.json
+    predictions.jsonl         where this step was the best so far
+    manifest.json             every file's size and sha256, written last
+best/                         the model files of the best one
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim import Optimizer
+
+from audiocls.errors import InputOutputFailed
+from audiocls.model.backbone import Classifier, save_classifier
+from audiocls.reporting.run_log import Window, say
+from audiocls.storage import complete_folder, damage, failing_as, finish_swap, manifest_of, write_text
+
+TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Where a run stands: with the weights, the optimizer and the scaler, all that training goes on from."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0  # optimizer steps planned and gone through
+    steps_taken: int = 0  # of those, the ones that changed the weights
+    non_finite_in_a_row: int = 0
+    best_score: float | None = None
+    best_step: int | None = None
+    best_epoch: float | None = None
+    log_bytes: int = 0  # length of metrics.jsonl, to which it is cut on resume
+    wall_seconds: float = 0.0
+    window: Window = dataclasses.field(default_factory=Window)
+
+
+def step_folder(run_folder: Path, step: int) -> Path:
+    return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def save_checkpoint(
+    run_folder: Path,
+    classifier: Classifier,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    state: TrainState,
+    *,
+    keep: int,
+    predictions: str | None = None,
+) -> None:
+    """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and the best."""
+    folder = step_folder(run_folder, state.step)
+    with complete_folder(folder, step=state.step) as unfinished:
+        save_classifier(classifier, unfinished)
+        save_file(optimizer_tensors(classifier.model, optimizer), unfinished / "optimizer.safetensors")
+        training_state = {"state": dataclasses.asdict(state), "scaler": scaler.state_dict()}
+        (unfinished / "training_state.json").write_text(json.dumps(training_state, indent=2))
+        if predictions is not None:
+            (unfinished / "predictions.jsonl").write_text(predictions, encoding="utf-8")
+    for old in step_folders(run_folder)[:-keep]:
+        if old != step_folder(run_folder, state.best_step or 0):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def export_best(run_folder: Path, step: int) -> None:
+    """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`; nothing where they are already."""
+    best, folder = run_folder / "best", step_folder(run_folder, step)
+    finish_swap(best)
+    if manifest_of(best).get("step") != step or damage(best):
+        with complete_folder(best, step=step) as unfinished:
+            for file in folder.iterdir():
+                if file.name not in TRAINING_FILES:
+                    shutil.copy(file, unfinished)
+    with failing_as(folder):
+        predictions = (folder / "predictions.jsonl").read_text(encoding="utf-8")
+    write_text(run_folder / "predictions.jsonl", predictions)
+
+
+def load_newest(
+    run_folder: Path, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler
+) -> TrainState:
+    """Put the newest whole checkpoint into model, optimizer and scaler; where there is none, start at step 0.
+
+    Damaged checkpoints are named and passed over. Raises InputOutputFailed where there are only damaged ones.
+    """
+    folders = step_folders(run_folder)
+    for folder in reversed(folders):
+        if why := damage(folder):
+            say(f"note: {folder} is passed over: {why}")
+            continue
+        saved = json.loads((folder / "training_state.json").read_text())
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        load_optimizer_tensors(model, optimizer, load_file(folder / "optimizer.safetensors"))
+        scaler.load_state_dict(saved["scaler"])
+        state = TrainState(**saved["state"] | {"window": Window(**saved["state"]["window"])})
+        for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
+            shutil.rmtree(later, ignore_errors=True)
+        if state.best_step is not None:  # the run may have ended between the save and the export
+            export_best(run_folder, state.best_step)
+        return state
+    if folders:
+        raise InputOutputFailed(
+            f"None of the checkpoints in {run_folder} is whole: there is nothing to resume."
+        )
+    say(f"{run_folder} holds no checkpoint yet: starting at step 0")
+    return TrainState()
+
+
+def step_folders(run_folder: Path) -> list[Path]:
+    """The checkpoints there are, oldest first."""
+    return sorted((run_folder / "checkpoints").glob("step-*"))
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's state as named tensors: `<parameter>/<exp_avg, exp_avg_sq or step>`."""
+    return {
+        f"{name}/{key}": value.contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    state: dict[nn.Parameter, dict[str, Any]] = {}
+    for key, value in tensors.items():
+        name, _, part = key.rpartition("/")
+        # Adam's step count stays on the CPU or the GPU as the optimizer wants it: load_state_dict knows.
+        state.setdefault(parameters[name], {})[part] = value
+    numbers = {p: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    optimizer.load_state_dict(
+        {
+            "state": {numbers[parameter]: parts for parameter, parts in state.items()},
+            "param_groups": optimizer.state_dict()["param_groups"],
+        }
+    )

@@ -1,0 +1,201 @@
+"""THE loop: every step from a batch to the best checkpoint, in the order in which it happens."""
+
+import functools
+import math
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.data import DataLoader
+
+from audiocls.config import TrainConfig
+from audiocls.data.batch_plan import BatchPlan, in_batches
+from audiocls.data.loader import ClipDataset, Collator, make_loader
+from audiocls.data.prepare import RunData
+from audiocls.devices import autocast, pick_precision
+from audiocls.errors import NumbersBroke, Stopped
+from audiocls.model.backbone import Backbone, Classifier
+from audiocls.reporting.run_log import RunLog, Window
+from audiocls.signals import StopSignal
+from audiocls.storage import append_text
+from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
+from audiocls.training.evaluation import Evaluation, evaluate, is_better, prediction_lines
+from audiocls.training.optim import (
+    make_optimizer,
+    scheduled_learning_rate,
+    seed_everything,
+    set_learning_rate,
+)
+
+MOST_NON_FINITE_IN_A_ROW = 20
+
+
+def train(
+    config: TrainConfig,
+    classifier: Classifier,
+    data: RunData,
+    device: torch.device,
+    run_folder: Path,
+    log: RunLog,
+    stop: StopSignal,
+) -> TrainState:
+    """Train to the end of the plan, from its beginning or, with `config.resume`, from the newest checkpoint.
+
+    Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
+    where the loss or the gradient is not finite again and again.
+    """
+    model, backbone = classifier.model.to(device).train(), classifier.backbone
+    precision = pick_precision(config.precision, device)
+    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    plan = BatchPlan(
+        len(data.train),
+        config.batch_size,
+        config.gradient_accumulation_steps,
+        config.seed,
+        config.epochs,
+        config.max_steps,
+    )
+    state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
+    save = functools.partial(
+        save_checkpoint, run_folder, classifier, optimizer, scaler, state, keep=config.save_total_limit
+    )
+
+    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_samples)
+    remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
+    batches = iter(make_loader(data.train, remaining, collate, num_workers=config.num_workers, device=device))
+    eval_batches = evaluation_loader(config, data.evaluation, backbone, device)
+
+    log.start(plan.total_steps, state.step, state.log_bytes)
+    stop.defer()  # from here on a signal waits for the next micro-batch
+
+    for epoch in range(state.epoch, plan.num_epochs):
+        for step in plan.steps(epoch)[state.step_in_epoch :]:
+            step_began = time.perf_counter()
+            num_clips = sum(map(len, step))
+            learning_rate = scheduled_learning_rate(
+                state.steps_taken,
+                plan.total_steps,
+                config.warmup_ratio,
+                config.learning_rate,
+                config.lr_scheduler,
+            )
+            set_learning_rate(optimizer, learning_rate)
+            step_loss = torch.zeros((), device=device)
+
+            for micro_batch in range(len(step)):
+                if stop.requested:  # the gradient of the unfinished step is discarded
+                    save()
+                    raise Stopped(
+                        f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there"
+                    )
+
+                wait_began = time.perf_counter()
+                batch = next(batches)
+                state.window.data_wait_seconds += time.perf_counter() - wait_began
+                state.window.audio_seconds += batch.num_samples / backbone.sampling_rate
+
+                batch = batch.to(device)
+                seed_everything(config.seed, state.step, micro_batch)
+                with autocast(device, precision):
+                    logits = model(**batch.inputs).logits
+                # float32: a bf16 cross-entropy loses digits. The sum is divided by the step's true number of
+                # clips, so that one large batch, any division of it into micro-batches and an epoch's short
+                # last step have the same gradient.
+                loss = F.cross_entropy(
+                    logits.float(), batch.labels, reduction="sum", label_smoothing=config.label_smoothing
+                )
+                scaler.scale(loss / num_clips).backward()
+                step_loss += loss.detach()
+
+            scaler.unscale_(optimizer)
+            grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+            loss_sum, norm = torch.stack(
+                [step_loss, grad_norm]
+            ).tolist()  # the step's one wait for the device
+            if math.isfinite(loss_sum) and math.isfinite(norm):
+                scaler.step(optimizer)
+                state.steps_taken += 1
+                state.non_finite_in_a_row = 0
+            else:
+                state.non_finite_in_a_row += 1
+            scaler.update()
+            optimizer.zero_grad()
+
+            state.step += 1
+            state.step_in_epoch += 1
+            state.window.loss_sum += loss_sum
+            state.window.clips += num_clips
+            state.window.seconds += time.perf_counter() - step_began
+            log.advance(loss_sum / num_clips)
+            if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
+                raise NumbersBroke(
+                    f"The loss or the gradient was not finite in {MOST_NON_FINITE_IN_A_ROW} steps in a row, up to "
+                    f"step {state.step}. Try a lower --learning-rate, or --precision fp32."
+                )
+
+            is_last = state.step == plan.total_steps
+            passes = epoch + state.step_in_epoch / plan.steps_per_epoch
+            if is_last or state.step % config.log_every == 0:
+                state.log_bytes = log.train(state.step, passes, state.window, learning_rate, norm)
+                state.window = Window()
+
+            if is_last or plan.is_due(config.eval_every, state.step, state.step_in_epoch):
+                result = evaluate(model, eval_batches, device, precision)
+                score = getattr(result, config.best_metric)
+                is_best = is_better(score, state.best_score, config.best_metric)
+                if is_best:
+                    state.best_score, state.best_step, state.best_epoch = score, state.step, passes
+                state.log_bytes = log.evaluation("eval", state.step, passes, result, is_best=is_best)
+                save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
+                if is_best:
+                    export_best(run_folder, state.step)
+            state.wall_seconds += time.perf_counter() - step_began
+        state.epoch, state.step_in_epoch = epoch + 1, 0
+    return state
+
+
+def finish(
+    config: TrainConfig,
+    classifier: Classifier,
+    data: RunData,
+    device: torch.device,
+    run_folder: Path,
+    log: RunLog,
+    state: TrainState,
+) -> Evaluation | None:
+    """Score the test set, where there is one: once, with the best weights. Then write the last record.
+
+    Raises NumbersBroke where no evaluation gave a score to choose the best by.
+    """
+    if state.best_step is None:
+        raise NumbersBroke(f"No evaluation gave a finite {config.best_metric}. Try a lower --learning-rate.")
+    result = None
+    if data.test is not None:
+        classifier.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
+        batches = evaluation_loader(config, data.test, classifier.backbone, device)
+        result = evaluate(classifier.model, batches, device, pick_precision(config.precision, device))
+        log.evaluation("test", state.best_step, state.best_epoch, result)
+        append_text(run_folder / "predictions.jsonl", prediction_lines("test", data.test, result))
+    log.record(
+        "end",
+        step=state.step,
+        best_step=state.best_step,
+        best_metric=config.best_metric,
+        best_score=state.best_score,
+        wall_seconds=state.wall_seconds,
+        reason="max_steps" if config.max_steps else "epochs",
+    )
+    return result
+
+
+def evaluation_loader(
+    config: TrainConfig, clips: ClipDataset, backbone: Backbone, device: torch.device
+) -> DataLoader:
+    """The clips in their order, padded no further than each batch needs."""
+    batches = in_batches(list(range(len(clips))), config.eval_batch_size)
+    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms)
+    return make_loader(clips, batches, collate, num_workers=config.num_workers, device=device)

@@ -1,0 +1,120 @@
+"""The folder of a run: its name, and run.json, which says what the run was."""
+
+import dataclasses
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiocls import __version__
+from audiocls.config import TrainConfig, flag_name
+from audiocls.data.prepare import RunData
+from audiocls.devices import device_name, pick_precision
+from audiocls.errors import InputOutputFailed, UserError
+from audiocls.storage import failing_as, write_json
+
+# What a resumed run may change: the rest decides what is computed.
+MAY_CHANGE = frozenset(
+    "cache_dir device epochs log_every max_bad_clips max_steps num_workers output_dir overwrite resume "
+    "save_total_limit".split()
+)
+LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
+
+
+def claim_run_folder(config: TrainConfig) -> Path:
+    """Make the folder to write to; the default name gets -2, -3 where it is taken.
+
+    Raises UserError where a folder that was named holds a run already, InputOutputFailed where it cannot be
+    written.
+    """
+    if config.output_dir is not None:
+        folder = Path(config.output_dir).expanduser()
+    else:
+        base = Path("runs", f"{last_part(config.dataset)}-{last_part(config.model)}")
+        numbered = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
+        free = next(number for number, folder in enumerate(numbered) if not folder.exists())
+        going_on = config.resume or config.overwrite
+        folder = numbered[free - 1 if going_on and free else free]
+    if holds_run(folder):
+        if config.overwrite:
+            remove_run(folder)
+        elif not config.resume:
+            raise UserError(
+                f"{folder} holds a run already: give --resume, --overwrite or another --output-dir."
+            )
+    with failing_as(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    return folder
+
+
+def last_part(name: str) -> str:
+    """`minds14` of PolyAI/minds14, `train` of fsdd/train.csv."""
+    path = Path(name).expanduser().resolve() if Path(name).exists() else Path(name)
+    return path.stem if path.suffix in (".csv", ".tsv", ".jsonl") else path.name
+
+
+def holds_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() or (folder / "checkpoints").exists()
+
+
+def remove_run(folder: Path) -> None:
+    """Remove what a run wrote, and nothing that somebody put beside it."""
+    with failing_as(folder):
+        for name in ("checkpoints", "best"):
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
+        for name in ("run.json", "metrics.jsonl", "predictions.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def write_run(folder: Path, config: TrainConfig, data: RunData, device: torch.device) -> None:
+    """Write run.json; on resume, check first that the run is still the same one. Raises UserError."""
+    run = {
+        "config": dataclasses.asdict(config),
+        "label2id": {label: id for id, label in enumerate(data.labels)},
+        "split_fingerprint": data.fingerprint,
+        "clips": {
+            "train": len(data.train),
+            "evaluation": len(data.evaluation),
+            "test": len(data.test) if data.test else 0,
+        },
+        "evaluation_is": data.eval_name,
+        "device": device_name(device),
+        "precision": pick_precision(config.precision, device),
+        "versions": {
+            "audiocls": __version__,
+            "python": platform.python_version(),
+            **{library: version(library) for library in LIBRARIES},
+        },
+    }
+    if config.resume and holds_run(folder):
+        check_same(folder, run)
+    write_json(folder / "run.json", run)
+
+
+def check_same(folder: Path, run: dict[str, Any]) -> None:
+    """Raises UserError with `field: old -> new` for everything that a resumed run must not change."""
+    try:
+        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        old_config = before["config"]
+        changes = [
+            f"{flag_name(name)}: {old_config.get(name)} -> {new}"
+            for name, new in run["config"].items()
+            if name not in MAY_CHANGE and old_config.get(name) != new
+        ]
+        changes += [
+            f"{name}: {before[name]} -> {run[name]}"
+            for name in ("precision", "label2id", "split_fingerprint")
+            if before[name] != run[name]
+        ]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise InputOutputFailed(f"{folder / 'run.json'} cannot be read: {error}. Is it a run's?") from None
+    if changes:
+        raise UserError(f"{folder} cannot be resumed, it would be another run: {'; '.join(changes)}.")

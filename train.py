@@ -1,0 +1,43 @@
+"""Fine-tune a speech encoder to classify audio: `python train.py --help`."""
+
+import sys
+
+from audiocls.config import parse_train
+from audiocls.errors import OK, exit_code_of
+
+
+def main() -> int:
+    config = parse_train(sys.argv[1:])
+
+    # Only from here on anything heavy is imported.
+    from audiocls.signals import StopSignal
+
+    stop = StopSignal()
+
+    from audiocls.data.prepare import prepare_data
+    from audiocls.devices import pick_device
+    from audiocls.model.backbone import build_classifier, freeze_feature_encoder, open_backbone
+    from audiocls.reporting.run_log import RunLog
+    from audiocls.reporting.summary import say_end, say_start
+    from audiocls.training.loop import finish, train
+    from audiocls.training.run_folder import claim_run_folder, write_run
+
+    device = pick_device(config.device)
+    run_folder = claim_run_folder(config)
+    backbone = open_backbone(config.model, config.model_revision)
+    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, progress=sys.stderr.isatty())
+    classifier = build_classifier(backbone, data.labels, seed=config.seed)
+    if config.freeze_feature_encoder:
+        freeze_feature_encoder(classifier.model, config.model)
+    write_run(run_folder, config, data, device)
+    say_start(config, data, classifier, device, run_folder)
+
+    log = RunLog(run_folder)
+    state = train(config, classifier, data, device, run_folder, log, stop)
+    test = finish(config, classifier, data, device, run_folder, log, state)
+    say_end(config, data, state, test, run_folder)
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))
