@@ -16,7 +16,7 @@ def main() -> int:
 
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
-    from audiocls.model.backbone import build_classifier, freeze_feature_encoder, open_backbone
+    from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
     from audiocls.reporting.run_log import RunLog
     from audiocls.reporting.summary import say_end, say_start
     from audiocls.training.loop import finish, train
@@ -26,15 +26,15 @@ def main() -> int:
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, progress=sys.stderr.isatty())
-    classifier = build_classifier(backbone, data.labels, seed=config.seed)
+    loaded = load_for_training(backbone, data.labels, seed=config.seed)
     if config.freeze_feature_encoder:
-        freeze_feature_encoder(classifier.model, config.model)
+        freeze_feature_encoder(loaded.model, config.model)
     write_run(run_folder, config, data, device)
-    say_start(config, data, classifier, device, run_folder)
+    say_start(config, data, loaded, device, run_folder)
 
     log = RunLog(run_folder)
-    state = train(config, classifier, data, device, run_folder, log, stop)
-    test = finish(config, classifier, data, device, run_folder, log, state)
+    state = train(config, loaded, data, device, run_folder, log, stop)
+    test = finish(config, loaded, data, device, run_folder, log, state)
     say_end(config, data, state, test, run_folder)
     return OK
 

@@ -1,9 +1,9 @@
-"""What the Hugging Face libraries must not do here, and how they fail in one line."""
+"""The Hugging Face Hub: asked quickly, kept from what it must not do here, failing in one line."""
 
 import contextlib
 import os
-import warnings
 from collections.abc import Iterator
+from typing import Literal
 
 from audiocls.errors import InputOutputFailed, UserError
 
@@ -11,6 +11,66 @@ from audiocls.errors import InputOutputFailed, UserError
 # For a repository without safetensors, transformers would ask a converter service for a pull request.
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
+
+TIMEOUT_SECONDS = 10  # for the first answer; the libraries' own retries take 24 s a file
+
+
+def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a Hub repository stands for now, in one quick request.
+
+    None where the Hub is out of reach, or not to be asked (HF_HUB_OFFLINE=1): from then on this process uses
+    only what the Hub's local cache holds. Raises UserError where there is no such repository or revision.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    what = {"model": "--model", "dataset": "--dataset"}[kind]
+    try:
+        return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS).sha
+    except OfflineModeIsEnabled:
+        return None
+    except GatedRepoError:
+        raise UserError(
+            f"{what} {name} is gated: accept its terms on the Hub, then log in with `hf auth login`."
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{what} {name} has no revision {revision!r} on the Hub.") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise UserError(
+            f"{what} {name} is neither a local folder nor on the Hub. (If it is private there, log in with "
+            "`hf auth login`.)"
+        ) from None
+    except Exception:  # the client lets several libraries' errors through; all mean: no useful answer
+        constants.HF_HUB_OFFLINE = True
+        return None
+
+
+@contextlib.contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Turn the many ways in which the libraries fail to load `what` into one line that says what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
+            raise InputOutputFailed(
+                f"{what} is not in the local cache, and {constants.ENDPOINT} could not be reached (or "
+                "HF_HUB_OFFLINE is set). Try --demo, which needs no network, or give a local folder."
+            ) from error
+        first_line = next(iter(str(error).splitlines()), "")
+        raise InputOutputFailed(
+            f"{what} could not be loaded: {type(error).__name__}: {first_line}"
+        ) from error
 
 
 def quiet_transformers() -> None:
@@ -19,18 +79,3 @@ def quiet_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-@contextlib.contextmanager
-def reaching(what: str, *, also: str = "") -> Iterator[None]:
-    """Turn the many ways in which loading `what` can fail into one line that says what to do."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise translated(error, what, also) from error
-
-
-def translated(error: Exception, what: str, also: str = "") -> UserError:
-    return InputOutputFailed(f"Could not load {what}: {type(error).__name__}: {error}")

@@ -65,7 +65,7 @@ def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
 
 
 def finish_swap(folder: Path) -> None:
-    """Complete what `complete_folder` left when it was killed: the old folder stands until the new one does."""
+    """Complete what `complete_folder` left when it was killed in the middle of a swap."""
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         with failing_as(folder):

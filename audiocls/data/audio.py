@@ -15,8 +15,26 @@ from audiocls.torchaudio_guard import import_torchaudio
 Waveform = np.ndarray  # float32 [samples]
 
 # What libsndfile reads, and what people keep beside it: the latter are refused by name, not overlooked.
-READABLE = frozenset("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav wave".split())
-AUDIO_SUFFIXES = READABLE | frozenset("aac amr m4a mka mp4 webm wma".split())
+READABLE = frozenset(
+    (
+        "aif",
+        "aifc",
+        "aiff",
+        "au",
+        "caf",
+        "flac",
+        "mp3",
+        "oga",
+        "ogg",
+        "opus",
+        "rf64",
+        "snd",
+        "w64",
+        "wav",
+        "wave",
+    )
+)
+AUDIO_SUFFIXES = READABLE | {"aac", "amr", "m4a", "mka", "mp4", "webm", "wma"}
 
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 64
@@ -49,14 +67,23 @@ def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = No
             samples = file.read(frames, dtype="float32", always_2d=True)  # [frames, channels]
     except (soundfile.SoundFileError, OSError) as error:
         raise BadAudio(f"does not decode: {plain(error)}{hint(audio)}") from None
-    if len(samples) == 0:
+    # A header may promise more or less than the file holds.
+    seconds = max(total, len(samples)) / rate if frames >= 0 else len(samples) / rate
+    waveform = resample(mono(samples), rate, sampling_rate)
+    return Decoded(waveform[:max_samples], seconds)
+
+
+def mono(samples: np.ndarray) -> Waveform:
+    """float32 [samples] of [samples] or [samples, channels]: the channels' mean.
+
+    Raises BadAudio for what is empty or not finite.
+    """
+    samples = np.asarray(samples, np.float32)
+    if samples.size == 0:
         raise BadAudio("holds no audio")
     if not np.isfinite(samples).all():
         raise BadAudio("holds samples that are not finite")
-    # A header may promise more or less than the file holds.
-    seconds = max(total, len(samples)) / rate if frames >= 0 else len(samples) / rate
-    waveform = resample(samples.mean(axis=1), rate, sampling_rate)
-    return Decoded(waveform[:max_samples], seconds)
+    return samples if samples.ndim == 1 else samples.mean(axis=1)
 
 
 def resample(waveform: Waveform, from_rate: int, to_rate: int) -> Waveform:

@@ -1,9 +1,9 @@
 """Every clip decoded and resampled once, into one flat memory-mapped file of float32 samples.
 
-A cache folder is named by what it was made from (each clip's identity: path, size, mtime and inode of a file,
-or the Hub data set's fingerprint and row) and by the parameters. A changed file gives another name, so nothing
-stale is served; an unchanged set is not read again. It is written beside its place and renamed: complete or
-absent, also when two processes fill it at once.
+A cache folder is named by what it was made from (each clip's identity: path, size, mtime and inode of a
+file, or the Hub data set's fingerprint and row) and by the parameters. A changed file gives another name, so
+nothing stale is served; an unchanged set is not read again. It is written beside its place and renamed:
+complete or absent, also when two processes fill it at once.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ class Waveforms:
 def decode_all(
     clips: list[Clip], sampling_rate: int, max_samples: int | None, cache_dir: Path, *, progress: bool = False
 ) -> Waveforms:
-    """Every clip's waveform at `sampling_rate`, at most `max_samples` of it, from the cache where it is there."""
+    """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
     folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples)
     with contextlib.suppress(OSError, ValueError, KeyError):
         return open_cache(folder, clips, sampling_rate, max_samples)

@@ -112,12 +112,12 @@ def make_loader(
 ) -> DataLoader:
     """A DataLoader that yields one Batch for each list of indices in `batches`, in their order.
 
-    `num_workers` None: two for a GPU, so that it need not wait; none for the CPU, which would share its cores.
+    `num_workers` None: two for a GPU, so that it need not wait; none for a CPU, whose cores they would take.
     """
     on_gpu = device.type == "cuda"
     return DataLoader(
         clips,
-        batch_sampler=batches,  # type: ignore[arg-type]  # any iterable serves, not only torch's Sampler
+        batch_sampler=batches,
         collate_fn=collate,
         num_workers=2 * on_gpu if num_workers is None else num_workers,
         pin_memory=on_gpu,

@@ -18,7 +18,7 @@ from audiocls import __version__
 from audiocls.data.audio import AUDIO_SUFFIXES
 from audiocls.data.demo import write_demo
 from audiocls.errors import InputOutputFailed, UserError
-from audiocls.hub import reaching
+from audiocls.hub import commit_of, loading
 from audiocls.storage import failing_as
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -232,11 +232,22 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
 
 
 def load_hub(name: str, columns: Columns, config: str | None, revision: str | None) -> Source:
-    with reaching(f"the data set {name}", also=f"There is no folder {name} either."):
+    commit = commit_of("dataset", name, revision)
+    if commit is None and revision is not None:
+        # datasets would take the newest it has, whatever was asked for.
+        raise InputOutputFailed(
+            f"The Hub cannot be asked for --dataset-revision {revision}: leave it out offline."
+        )
+    with loading(f"The data set {name}"):
         import datasets
 
         datasets.utils.logging.set_verbosity_error()
-        loaded = datasets.load_dataset(name, config, revision=revision)
+        try:
+            loaded = datasets.load_dataset(name, config, revision=commit)
+        except ValueError as error:
+            if "config" not in str(error).lower():
+                raise
+            raise UserError(f"{name}: {error} Name one with --dataset-config.") from None
     source = Source(name)
     for split, table in loaded.items():
         features = table.features

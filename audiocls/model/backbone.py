@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audiocls.errors import UserError
-from audiocls.hub import quiet_transformers, reaching
+from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.torchaudio_guard import import_torchaudio
 
 # `--model tiny`: a Wav2Vec2 that learns from random weights within a minute on a CPU.
@@ -54,6 +54,11 @@ class Backbone:
         return isinstance(self.feature_extractor, Wav2Vec2FeatureExtractor)
 
     @property
+    def has_fixed_length(self) -> bool:
+        """Whether every clip becomes an input of the same length (AST, Whisper)."""
+        return self.config.model_type in ("audio-spectrogram-transformer", "whisper")
+
+    @property
     def min_samples(self) -> int:
         """The model's receptive field: a shorter clip gives not one frame."""
         if not self.takes_waveforms:
@@ -79,7 +84,7 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Classifier:
+class LoadedModel:
     """A model with its feature extractor, ready for use."""
 
     model: Any  # a transformers PreTrainedModel, float32
@@ -103,9 +108,11 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
         return Backbone(
             name, None, Wav2Vec2Config(**TINY), Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR)
         )
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise UserError(f"There is no folder {name}.")
-    with reaching(f"the model {name}"):
+    if not Path(name).is_dir():
+        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+            raise UserError(f"There is no folder {name}.")
+        commit_of("model", name, revision)
+    with loading(f"The model {name}"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         if config.model_type not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES:
             known = ", ".join(sorted(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES))
@@ -121,7 +128,7 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
     return Backbone(name, revision, config, feature_extractor)
 
 
-def build_classifier(backbone: Backbone, labels: Sequence[str], *, seed: int) -> Classifier:
+def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:
     """The backbone's weights in float32, under a head for `labels`: random where the weights have none."""
     from transformers import Wav2Vec2ForSequenceClassification
 
@@ -131,7 +138,7 @@ def build_classifier(backbone: Backbone, labels: Sequence[str], *, seed: int) ->
     config.problem_type = "single_label_classification"
     torch.manual_seed(seed)
     if backbone.name == "tiny":
-        return Classifier(Wav2Vec2ForSequenceClassification(config), backbone)
+        return LoadedModel(Wav2Vec2ForSequenceClassification(config), backbone)
     model, report = load_weights(backbone)
     name = backbone.name
     lacking = [
@@ -145,10 +152,10 @@ def build_classifier(backbone: Backbone, labels: Sequence[str], *, seed: int) ->
     notes = []
     if report["unexpected_keys"]:
         notes.append(f"{name}: {first_of(sorted(report['unexpected_keys']))} are not used")
-    return Classifier(model, backbone, notes)
+    return LoadedModel(model, backbone, notes)
 
 
-def load_classifier(name: str, revision: str | None = None) -> Classifier:
+def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
     """A fine-tuned model, of which nothing may be missing: a Hub id or a folder that holds one.
 
     Raises UserError where a tensor is missing, left over or of another shape.
@@ -164,14 +171,14 @@ def load_classifier(name: str, revision: str | None = None) -> Classifier:
         raise UserError(
             f"{name} is not a fine-tuned classifier: {first_of(sorted(wrong))} are missing or do not fit."
         )
-    return Classifier(model.eval(), backbone)
+    return LoadedModel(model.eval(), backbone)
 
 
 def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
     """The model in float32, whatever it is stored in, and transformers' report on what fitted."""
     from transformers import AutoModelForAudioClassification
 
-    with reaching(f"the model {backbone.name}"):
+    with loading(f"The model {backbone.name}"):
         return AutoModelForAudioClassification.from_pretrained(
             backbone.name,
             config=backbone.config,
@@ -197,7 +204,7 @@ def freeze_feature_encoder(model: Any, name: str) -> None:
     model.freeze_feature_encoder()
 
 
-def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """config.json, model.safetensors and preprocessor_config.json, as `pipeline` and `load_classifier` read them."""
-    classifier.model.save_pretrained(folder)
-    classifier.backbone.feature_extractor.save_pretrained(folder)
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """config.json, model.safetensors and preprocessor_config.json, as `pipeline` reads them."""
+    loaded.model.save_pretrained(folder)
+    loaded.backbone.feature_extractor.save_pretrained(folder)

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from tqdm import tqdm
 
@@ -29,15 +29,6 @@ class Window:
     audio_seconds: float = 0.0
     data_wait_seconds: float = 0.0
     seconds: float = 0.0  # in optimizer steps; evaluations and saves are not counted
-
-
-class Scores(Protocol):
-    """What an evaluation line tells."""
-
-    loss: float
-    accuracy: float
-    macro_f1: float
-    num_samples: int
 
 
 class RunLog:
@@ -66,26 +57,13 @@ class RunLog:
         return self.record(
             "train",
             step=step,
-            epoch=round(epoch, 4),
+            epoch=epoch,
             loss=window.loss_sum / window.clips,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
             samples_per_second=window.clips / window.seconds,
             audio_seconds_per_second=window.audio_seconds / window.seconds,
             data_wait_seconds=window.data_wait_seconds,
-        )
-
-    def evaluation(self, kind: str, step: int, epoch: float, scores: Scores, **more: Any) -> int:
-        """The scores of an evaluation ("eval") or of the test set ("test")."""
-        return self.record(
-            kind,
-            step=step,
-            epoch=round(epoch, 4),
-            loss=scores.loss,
-            accuracy=scores.accuracy,
-            macro_f1=scores.macro_f1,
-            num_samples=scores.num_samples,
-            **more,
         )
 
     def record(self, kind: str, **values: Any) -> int:

@@ -9,23 +9,23 @@ from audiocls.config import TrainConfig
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
-from audiocls.model.backbone import Classifier
+from audiocls.model.backbone import LoadedModel
 from audiocls.reporting.run_log import say
 from audiocls.training.checkpoint import TrainState
 from audiocls.training.evaluation import Evaluation
 
 
 def say_start(
-    config: TrainConfig, data: RunData, classifier: Classifier, device: torch.device, run_folder: Path
+    config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
 ) -> None:
     """What is trained on what, and what is not as one may think."""
-    for note in [*data.notes, *classifier.notes]:
+    for note in [*data.notes, *loaded.notes]:
         say(f"note: {note}")
     parts = [("train", data.train), (f"evaluation ({data.eval_name})", data.evaluation)]
     parts += [("test", data.test)] if data.test else []
     say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
     say(f"classes: {len(data.labels)}, {class_sizes(data.train, data.labels)}")
-    parameters = list(classifier.model.parameters())
+    parameters = list(loaded.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     say(
         f"model: {config.model}, {sum(p.numel() for p in parameters) / 1e6:.2f}M parameters, "
@@ -42,7 +42,10 @@ def say_start(
 def class_sizes(clips: ClipDataset, labels: list[str]) -> str:
     sizes = Counter(clips.labels.tolist())
     (most, most_clips), (least, least_clips) = sizes.most_common()[0], sizes.most_common()[-1]
-    return f"the largest {labels[most]!r} with {most_clips} clips to train on, the smallest {labels[least]!r} with {least_clips}"
+    return (
+        f"the largest {labels[most]!r} with {most_clips} clips to train on, "
+        f"the smallest {labels[least]!r} with {least_clips}"
+    )
 
 
 def say_end(

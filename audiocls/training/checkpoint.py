@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from audiocls.errors import InputOutputFailed
-from audiocls.model.backbone import Classifier, save_classifier
+from audiocls.model.backbone import LoadedModel, save_model
 from audiocls.reporting.run_log import Window, say
 from audiocls.storage import complete_folder, damage, failing_as, finish_swap, manifest_of, write_text
 
@@ -50,7 +50,7 @@ def step_folder(run_folder: Path, step: int) -> Path:
 
 def save_checkpoint(
     run_folder: Path,
-    classifier: Classifier,
+    loaded: LoadedModel,
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     state: TrainState,
@@ -61,8 +61,8 @@ def save_checkpoint(
     """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and the best."""
     folder = step_folder(run_folder, state.step)
     with complete_folder(folder, step=state.step) as unfinished:
-        save_classifier(classifier, unfinished)
-        save_file(optimizer_tensors(classifier.model, optimizer), unfinished / "optimizer.safetensors")
+        save_model(loaded, unfinished)
+        save_file(optimizer_tensors(loaded.model, optimizer), unfinished / "optimizer.safetensors")
         training_state = {"state": dataclasses.asdict(state), "scaler": scaler.state_dict()}
         (unfinished / "training_state.json").write_text(json.dumps(training_state, indent=2))
         if predictions is not None:
@@ -73,7 +73,7 @@ def save_checkpoint(
 
 
 def export_best(run_folder: Path, step: int) -> None:
-    """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`; nothing where they are already."""
+    """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`, unless they are."""
     best, folder = run_folder / "best", step_folder(run_folder, step)
     finish_swap(best)
     if manifest_of(best).get("step") != step or damage(best):

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,11 @@ class Evaluation:
     macro_f1: float
     num_samples: int  # clips
     probabilities: np.ndarray  # float32 [clips, labels]
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What is logged, and what the best may be chosen by."""
+        return {name: getattr(self, name) for name in ("loss", "accuracy", "macro_f1", "num_samples")}
 
 
 def is_better(score: float, best: float | None, metric: str) -> bool:

@@ -17,7 +17,7 @@ from audiocls.data.loader import ClipDataset, Collator, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped
-from audiocls.model.backbone import Backbone, Classifier
+from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.reporting.run_log import RunLog, Window
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
@@ -35,7 +35,7 @@ MOST_NON_FINITE_IN_A_ROW = 20
 
 def train(
     config: TrainConfig,
-    classifier: Classifier,
+    loaded: LoadedModel,
     data: RunData,
     device: torch.device,
     run_folder: Path,
@@ -47,7 +47,7 @@ def train(
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
     """
-    model, backbone = classifier.model.to(device).train(), classifier.backbone
+    model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -61,7 +61,7 @@ def train(
     )
     state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
     save = functools.partial(
-        save_checkpoint, run_folder, classifier, optimizer, scaler, state, keep=config.save_total_limit
+        save_checkpoint, run_folder, loaded, optimizer, scaler, state, keep=config.save_total_limit
     )
 
     collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_samples)
@@ -113,9 +113,8 @@ def train(
 
             scaler.unscale_(optimizer)
             grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-            loss_sum, norm = torch.stack(
-                [step_loss, grad_norm]
-            ).tolist()  # the step's one wait for the device
+            # The step's one wait for the device.
+            loss_sum, norm = torch.stack([step_loss, grad_norm]).tolist()
             if math.isfinite(loss_sum) and math.isfinite(norm):
                 scaler.step(optimizer)
                 state.steps_taken += 1
@@ -133,8 +132,8 @@ def train(
             log.advance(loss_sum / num_clips)
             if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
                 raise NumbersBroke(
-                    f"The loss or the gradient was not finite in {MOST_NON_FINITE_IN_A_ROW} steps in a row, up to "
-                    f"step {state.step}. Try a lower --learning-rate, or --precision fp32."
+                    f"{MOST_NON_FINITE_IN_A_ROW} losses or gradients in a row were not finite, up to step "
+                    f"{state.step}. Try a lower --learning-rate, or --precision fp32."
                 )
 
             is_last = state.step == plan.total_steps
@@ -145,11 +144,13 @@ def train(
 
             if is_last or plan.is_due(config.eval_every, state.step, state.step_in_epoch):
                 result = evaluate(model, eval_batches, device, precision)
-                score = getattr(result, config.best_metric)
+                score = result.scores[config.best_metric]
                 is_best = is_better(score, state.best_score, config.best_metric)
                 if is_best:
                     state.best_score, state.best_step, state.best_epoch = score, state.step, passes
-                state.log_bytes = log.evaluation("eval", state.step, passes, result, is_best=is_best)
+                state.log_bytes = log.record(
+                    "eval", step=state.step, epoch=passes, **result.scores, is_best=is_best
+                )
                 save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
                 if is_best:
                     export_best(run_folder, state.step)
@@ -160,7 +161,7 @@ def train(
 
 def finish(
     config: TrainConfig,
-    classifier: Classifier,
+    loaded: LoadedModel,
     data: RunData,
     device: torch.device,
     run_folder: Path,
@@ -175,10 +176,10 @@ def finish(
         raise NumbersBroke(f"No evaluation gave a finite {config.best_metric}. Try a lower --learning-rate.")
     result = None
     if data.test is not None:
-        classifier.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
-        batches = evaluation_loader(config, data.test, classifier.backbone, device)
-        result = evaluate(classifier.model, batches, device, pick_precision(config.precision, device))
-        log.evaluation("test", state.best_step, state.best_epoch, result)
+        loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
+        batches = evaluation_loader(config, data.test, loaded.backbone, device)
+        result = evaluate(loaded.model, batches, device, pick_precision(config.precision, device))
+        log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
         append_text(run_folder / "predictions.jsonl", prediction_lines("test", data.test, result))
     log.record(
         "end",

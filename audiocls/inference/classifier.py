@@ -1,0 +1,192 @@
+"""Files or waveforms -> labels and scores, as the Hugging Face pipeline scores them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audiocls.data.audio import BadAudio, Waveform, decode, mono, resample
+from audiocls.data.batch_plan import in_batches
+from audiocls.data.loader import Collator
+from audiocls.devices import autocast, pick_device, pick_precision
+from audiocls.errors import InputOutputFailed, UserError
+from audiocls.model.backbone import LoadedModel, load_for_inference
+from audiocls.storage import MANIFEST, damage, finish_swap
+
+POOL_BATCHES = 16  # batches' worth of recordings held at once, so that those of one length can meet
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a recording was taken for, or why it could not be used."""
+
+    path: str | None  # as given; None for a waveform
+    scores: list[tuple[str, float]]  # (label, score), best first; empty where refused
+    error: str | None = None
+
+    @property
+    def label(self) -> str | None:
+        return self.scores[0][0] if self.scores else None
+
+    @property
+    def score(self) -> float | None:
+        return self.scores[0][1] if self.scores else None
+
+
+class Classifier:
+    """A fine-tuned model that hears files or arrays.
+
+        classifier = Classifier.from_pretrained("runs/minds14-wav2vec2-base")
+        classifier(["a.wav", "b.flac"])[0].label
+        classifier([waveform], sampling_rate=8_000)   # float [samples] or [samples, channels]
+
+    A recording's scores do not depend on what else is classified with it: only recordings of one length share
+    a batch, unless the model's feature extractor brings all to one length.
+    """
+
+    def __init__(self, loaded: LoadedModel, device: torch.device, precision: str = "fp32") -> None:
+        self.model = loaded.model.to(device).eval()
+        self.backbone = loaded.backbone
+        self.device = device
+        self.precision = precision
+        self.collate = Collator(loaded.backbone.feature_extractor, loaded.backbone.takes_waveforms)
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path, *, revision: str | None = None, device: str = "auto", precision: str = "fp32"
+    ) -> "Classifier":
+        """The best model of a run folder, a saved model, or one on the Hub.
+
+        Raises UserError where it is no fine-tuned classifier, InputOutputFailed where it cannot be read.
+        """
+        where = pick_device(device)
+        loaded = load_for_inference(model_folder(str(model)), revision)
+        return cls(loaded, where, pick_precision(precision, where))
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels in the order of the model's outputs."""
+        id2label = self.model.config.id2label
+        return [id2label[id] for id in range(len(id2label))]
+
+    def __call__(
+        self,
+        inputs: Iterable[str | Path | np.ndarray],
+        *,
+        sampling_rate: int | None = None,
+        top_k: int = 5,
+        batch_size: int = 8,
+        max_seconds: float | None = None,
+    ) -> list[Prediction]:
+        """One Prediction for each input, in their order; see `stream`."""
+        return list(
+            self.stream(
+                inputs,
+                sampling_rate=sampling_rate,
+                top_k=top_k,
+                batch_size=batch_size,
+                max_seconds=max_seconds,
+            )
+        )
+
+    def stream(
+        self,
+        inputs: Iterable[str | Path | np.ndarray],
+        *,
+        sampling_rate: int | None = None,
+        top_k: int = 5,
+        batch_size: int = 8,
+        max_seconds: float | None = None,
+    ) -> Iterator[Prediction]:
+        """Predictions as they are made, in the inputs' order.
+
+        Args:
+            inputs: paths of recordings, or waveforms, float [samples] or [samples, channels].
+            sampling_rate: of the waveforms, in Hz; files know their own.
+            top_k: how many labels a Prediction holds, best first.
+            batch_size: recordings in a forward pass.
+            max_seconds: hear only the beginning.
+
+        A recording that cannot be used is a Prediction with an `error`. Raises UserError for a waveform
+        without `sampling_rate`.
+        """
+        rate = self.backbone.sampling_rate
+        max_samples = None if max_seconds is None else round(max_seconds * rate)
+        remaining = iter(inputs)
+        while pool := list(islice(remaining, POOL_BATCHES * batch_size)):
+            heard = [self.hear(recording, sampling_rate, max_samples) for recording in pool]
+            scores = self.scores([one for one in heard if isinstance(one, np.ndarray)], batch_size)
+            for recording, one in zip(pool, heard, strict=True):
+                path = None if isinstance(recording, np.ndarray) else str(recording)
+                if isinstance(one, str):
+                    yield Prediction(path, [], one)
+                else:
+                    yield Prediction(path, self.best(next(scores), top_k))
+
+    def hear(
+        self, recording: str | Path | np.ndarray, sampling_rate: int | None, max_samples: int | None
+    ) -> Waveform | str:
+        """The recording as the model takes it, or why it cannot."""
+        rate, shortest = self.backbone.sampling_rate, self.backbone.min_samples
+        try:
+            if isinstance(recording, np.ndarray):
+                if sampling_rate is None:
+                    raise UserError("A waveform does not know its rate: give sampling_rate=, in Hz.")
+                waveform = resample(mono(recording), sampling_rate, rate)[:max_samples]
+            else:
+                waveform = decode(Path(recording), rate, max_samples).waveform
+        except BadAudio as error:
+            return str(error)
+        if len(waveform) < shortest:
+            return f"is shorter than what the model needs to hear, {1000 * shortest / rate:.0f} ms"
+        return waveform
+
+    @torch.inference_mode()
+    def scores(self, waveforms: list[Waveform], batch_size: int) -> Iterator[Tensor]:
+        """For each waveform float32 [labels]: what the model's problem type is scored by."""
+        lengths = [0 if self.backbone.has_fixed_length else len(waveform) for waveform in waveforms]
+        alike: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            alike.setdefault(length, []).append(index)
+        logits: dict[int, Tensor] = {}
+        for indices in alike.values():
+            for batch_indices in in_batches(indices, batch_size):
+                batch = self.collate([(waveforms[index], 0) for index in batch_indices]).to(self.device)
+                with autocast(self.device, self.precision):
+                    output = self.model(**batch.inputs).logits.float().cpu()
+                logits |= zip(batch_indices, output, strict=True)
+        return (self.as_scores(logits[index]) for index in range(len(waveforms)))
+
+    def as_scores(self, logits: Tensor) -> Tensor:
+        match self.model.config.problem_type:
+            case "multi_label_classification":
+                return logits.sigmoid()
+            case "regression":
+                return logits
+            case _:
+                return logits.softmax(dim=-1)
+
+    def best(self, scores: Tensor, top_k: int) -> list[tuple[str, float]]:
+        values, ids = scores.topk(min(top_k, len(scores)))
+        return [(self.labels[id], value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def model_folder(name: str) -> str:
+    """The folder that holds the model: `best/` of a run folder, verified; anything else as it is."""
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    finish_swap(folder / "best")
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    elif not (folder / "config.json").exists():
+        raise UserError(
+            f"{name} holds no model: give a run folder with best/ in it, or one with a config.json."
+        )
+    if (folder / MANIFEST).exists() and (why := damage(folder)):
+        raise InputOutputFailed(f"{folder} is damaged: {why}.")
+    return str(folder)

@@ -1,0 +1,86 @@
+"""Inputs from the command line, and results as text, JSON lines or CSV."""
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from audiocls.data.audio import AUDIO_SUFFIXES
+from audiocls.data.sources import walk
+from audiocls.errors import UserError, one_line
+from audiocls.inference.classifier import Prediction
+from audiocls.storage import failing_as
+
+
+def expand(inputs: Iterable[str]) -> list[str]:
+    """Files as typed, and for each folder the audio in it, joined with the folder as typed."""
+    paths: list[str] = []
+    for name in inputs:
+        if not Path(name).is_dir():
+            paths.append(name)
+            continue
+        found = [path for path in sorted(walk(Path(name))) if path.suffix[1:].lower() in AUDIO_SUFFIXES]
+        if not found:
+            raise UserError(f"The folder {name} holds no audio files.")
+        paths += [str(Path(name) / path.relative_to(name)) for path in found]
+    return paths
+
+
+def write_predictions(predictions: Iterable[Prediction], format: str, top_k: int, file: TextIO) -> int:
+    """Write each result as it comes; returns how many inputs were refused."""
+    refused = 0
+    table = csv.writer(file, lineterminator="\n")
+    if format == "csv":
+        more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "score")]
+        table.writerow(["path", "error", "label", "score", *more])
+    for prediction in predictions:
+        refused += prediction.error is not None
+        match format:
+            case "jsonl":
+                file.write(json.dumps(as_json(prediction)) + "\n")
+            case "csv":
+                cells = [cell for label, score in prediction.scores for cell in (label, f"{score:.6f}")]
+                table.writerow([prediction.path, prediction.error or "", *cells])
+            case _:
+                file.write(as_text(prediction))
+        file.flush()
+    return refused
+
+
+def as_json(prediction: Prediction) -> dict:
+    if prediction.error is not None:
+        return {"path": prediction.path, "error": prediction.error}
+    return {
+        "path": prediction.path,
+        "label": prediction.label,
+        "score": prediction.score,
+        "scores": [{"label": label, "score": score} for label, score in prediction.scores],
+    }
+
+
+def as_text(prediction: Prediction) -> str:
+    lines = [one_line(prediction.path or "")]
+    if prediction.error is not None:
+        lines[0] += f": refused, it {prediction.error}"
+    lines += [f"  {score:.4f}  {one_line(label)}" for label, score in prediction.scores]
+    return "\n".join(lines) + "\n"
+
+
+@contextlib.contextmanager
+def results_file(output: str | None) -> Iterator[TextIO]:
+    """Standard output, or a file that is complete or absent."""
+    if output is None:
+        yield sys.stdout
+        return
+    path = Path(output).expanduser()
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with failing_as(path):
+        try:
+            with unfinished.open("w", encoding="utf-8", newline="") as file:
+                yield file
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
