@@ -15,25 +15,7 @@ from audiocls.torchaudio_guard import import_torchaudio
 Waveform = np.ndarray  # float32 [samples]
 
 # What libsndfile reads, and what people keep beside it: the latter are refused by name, not overlooked.
-READABLE = frozenset(
-    (
-        "aif",
-        "aifc",
-        "aiff",
-        "au",
-        "caf",
-        "flac",
-        "mp3",
-        "oga",
-        "ogg",
-        "opus",
-        "rf64",
-        "snd",
-        "w64",
-        "wav",
-        "wave",
-    )
-)
+READABLE = set("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav".split())
 AUDIO_SUFFIXES = READABLE | {"aac", "amr", "m4a", "mka", "mp4", "webm", "wma"}
 
 MIN_RATE, MAX_RATE = 4_000, 384_000

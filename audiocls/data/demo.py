@@ -39,7 +39,7 @@ def _sound(label: str, seconds: Array, generator: np.random.Generator) -> Array:
             return _tone(pitch * uniform(2, 4) ** (1 - seconds / seconds[-1]))
         case "trill":
             swing = np.sin(2 * np.pi * uniform(8, 16) * seconds)
-            return _tone(pitch * (1 + uniform(0.1, 0.25) * swing))
+            return _tone(pitch * (1 + uniform(0.15, 0.3) * swing))
         case "two-tone":
             is_low = uniform(2, 5) * seconds % 1 < 0.5
             return _tone(np.where(is_low, pitch, pitch * uniform(1.5, 2.5)))
@@ -51,7 +51,7 @@ def _sound(label: str, seconds: Array, generator: np.random.Generator) -> Array:
             return 2 * (pitch / 4 * seconds % 1) - 1  # a sawtooth, two octaves down
         case "knocks":
             rate = uniform(3, 8)
-            return noise * np.exp(-uniform(20, 50) * (rate * seconds % 1) / rate)
+            return noise * np.exp(-uniform(20, 40) * (rate * seconds % 1) / rate)
         case "hiss":
             return noise
     raise ValueError(f"no demo class {label!r}")
@@ -63,7 +63,7 @@ def _clip(label: str, generator: np.random.Generator) -> npt.NDArray[np.int16]:
     sound = _sound(label, seconds, generator)
     # Ten-millisecond fades: an abrupt edge is a click, a hint of its own.
     sound = sound / np.abs(sound).max() * np.clip(100 * np.minimum(seconds, seconds[::-1]), 0, 1)
-    background = generator.standard_normal(len(seconds)) * 10 ** generator.uniform(-2.5, -0.6)
+    background = generator.standard_normal(len(seconds)) * 10 ** generator.uniform(-2.5, -0.9)
     waveform = sound + background
     loudness = 10 ** generator.uniform(-1.5, -0.1)  # the peak, of full scale: -30 to -2 dB
     samples: npt.NDArray[np.float64] = 32_767 * loudness * waveform / np.abs(waveform).max()

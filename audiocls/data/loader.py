@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from audiocls.data.audio import Waveform
@@ -69,7 +70,7 @@ class Collator:
 
     feature_extractor: Any
     takes_waveforms: bool
-    min_samples: int = 0  # pad at least to here: SpecAugment's mask must fit into a training batch
+    min_length: int = 0  # samples, or frames of a spectrogram, to pad to at least
 
     def __call__(self, examples: list[Example]) -> Batch:
         waveforms = [waveform for waveform, _ in examples]
@@ -78,7 +79,7 @@ class Collator:
         return Batch(inputs, labels, sum(map(len, waveforms)))
 
     def pad(self, waveforms: list[Waveform]) -> dict[str, Tensor]:
-        longest = max(self.min_samples, *map(len, waveforms))
+        longest = max(self.min_length, *map(len, waveforms))
         input_values = np.full((len(waveforms), longest), self.feature_extractor.padding_value, np.float32)
         attention_mask = np.zeros((len(waveforms), longest), np.int64)
         for row, waveform in enumerate(waveforms):
@@ -94,7 +95,13 @@ class Collator:
     def extract(self, waveforms: list[Waveform]) -> dict[str, Tensor]:
         extractor = self.feature_extractor
         made = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        return {name: made[name] for name in made}
+        if "attention_mask" not in made:
+            return dict(made)
+        # Padding that the attention mask covers; other spectrograms come in one length.
+        lacking = max(0, self.min_length - made["attention_mask"].shape[1])
+        return {
+            name: F.pad(tensor, (0,) * 2 * (tensor.ndim - 2) + (0, lacking)) for name, tensor in made.items()
+        }
 
 
 def normalize(waveform: Waveform) -> Waveform:

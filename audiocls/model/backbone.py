@@ -62,16 +62,19 @@ class Backbone:
     def min_samples(self) -> int:
         """The model's receptive field: a shorter clip gives not one frame."""
         if not self.takes_waveforms:
-            return round(0.025 * self.sampling_rate)  # the window of every filter bank here
-        return self.samples_of_frames(1)
+            # Every filter bank here has windows of 25 ms, 10 ms apart; Wav2Vec2-BERT joins `stride` of them.
+            windows = getattr(self.feature_extractor, "stride", 1)
+            return round((0.025 + 0.010 * (windows - 1)) * self.sampling_rate)
+        return self.samples_of_frames(getattr(self.config, "squeeze_factor", 1))  # SEW pools its frames
 
     @property
-    def min_training_samples(self) -> int:
-        """What a training batch is padded to at least: SpecAugment raises where its mask does not fit."""
-        masks = getattr(self.config, "apply_spec_augment", False) and self.config.mask_time_prob > 0
-        if not self.takes_waveforms or not masks:
+    def min_training_length(self) -> int:
+        """Samples, or a spectrogram's frames, that a training batch has at least: SpecAugment's mask must fit."""
+        config = self.config
+        if not getattr(config, "apply_spec_augment", True) or not getattr(config, "mask_time_prob", 0):
             return 0
-        return self.samples_of_frames(self.config.mask_time_length)
+        frames = config.mask_time_length
+        return self.samples_of_frames(frames) if self.takes_waveforms else frames
 
     def samples_of_frames(self, frames: int) -> int:
         """Samples from which the convolutional encoder makes `frames` frames."""

@@ -60,6 +60,8 @@ def save_checkpoint(
 ) -> None:
     """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and the best."""
     folder = step_folder(run_folder, state.step)
+    if predictions is None and damage(folder) is None:
+        return  # nothing has happened since it was saved
     with complete_folder(folder, step=state.step) as unfinished:
         save_model(loaded, unfinished)
         save_file(optimizer_tensors(loaded.model, optimizer), unfinished / "optimizer.safetensors")

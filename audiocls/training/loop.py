@@ -64,7 +64,7 @@ def train(
         save_checkpoint, run_folder, loaded, optimizer, scaler, state, keep=config.save_total_limit
     )
 
-    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_samples)
+    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_length)
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
     batches = iter(make_loader(data.train, remaining, collate, num_workers=config.num_workers, device=device))
     eval_batches = evaluation_loader(config, data.evaluation, backbone, device)

@@ -18,11 +18,9 @@ from audiocls.errors import InputOutputFailed, UserError
 from audiocls.storage import failing_as, write_json
 
 # What a resumed run may change: the rest decides what is computed.
-MAY_CHANGE = frozenset(
-    (
-        *("cache_dir", "device", "epochs", "log_every", "max_bad_clips", "max_steps"),
-        *("num_workers", "output_dir", "overwrite", "resume", "save_total_limit"),
-    )
+MAY_CHANGE = set(
+    "cache_dir device epochs log_every max_bad_clips max_steps num_workers output_dir overwrite resume "
+    "save_total_limit".split()
 )
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 

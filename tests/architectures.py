@@ -1,0 +1,102 @@
+"""Tiny random models of every architecture that classifies audio, each with its feature extractor."""
+
+from pathlib import Path
+from typing import Any
+
+from audiocls.torchaudio_guard import import_torchaudio
+
+import_torchaudio()  # before transformers does, which fails where its compiled extension does not load
+
+from transformers import (  # noqa: E402
+    ASTConfig,
+    ASTFeatureExtractor,
+    AutoModelForAudioClassification,
+    Data2VecAudioConfig,
+    HubertConfig,
+    SeamlessM4TFeatureExtractor,
+    SEWConfig,
+    SEWDConfig,
+    UniSpeechConfig,
+    UniSpeechSatConfig,
+    Wav2Vec2BertConfig,
+    Wav2Vec2Config,
+    Wav2Vec2ConformerConfig,
+    Wav2Vec2FeatureExtractor,
+    WavLMConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+)
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "classifier_proj_size": 24,
+}
+WAVEFORM = SMALL | {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+SEW = SMALL | {"squeeze_factor": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2}
+SEW_CONV = {
+    "conv_dim": (16,) * 13,
+    "conv_stride": (5, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1),
+    "conv_kernel": (10, 3, 1, 3, 1, 3, 1, 3, 1, 2, 1, 2, 1),
+}
+DATA2VEC = SMALL | {"conv_dim": (16,) * 7, "num_conv_pos_embeddings": 3, "conv_pos_kernel_size": 5}
+BERT = SMALL | {"feature_projection_input_dim": 160, "position_embeddings_type": "relative_key"}
+AST = {key: SMALL[key] for key in list(SMALL)[:4]} | {"max_length": 128, "num_mel_bins": 32}
+WHISPER = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 48,
+    "num_mel_bins": 16,
+    "max_source_positions": 100,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 3,
+    "classifier_proj_size": 24,
+}
+
+CONFIGS: dict[str, Any] = {
+    "wav2vec2": lambda: Wav2Vec2Config(**WAVEFORM),
+    "wav2vec2-layer-norm": lambda: Wav2Vec2Config(
+        **WAVEFORM, feat_extract_norm="layer", do_stable_layer_norm=True
+    ),
+    "hubert": lambda: HubertConfig(**WAVEFORM),
+    "wavlm": lambda: WavLMConfig(**WAVEFORM),
+    "unispeech": lambda: UniSpeechConfig(**WAVEFORM),
+    "unispeech-sat": lambda: UniSpeechSatConfig(**WAVEFORM),
+    "data2vec-audio": lambda: Data2VecAudioConfig(**DATA2VEC),
+    "wav2vec2-conformer": lambda: Wav2Vec2ConformerConfig(**WAVEFORM),
+    "sew": lambda: SEWConfig(**SEW, **SEW_CONV),
+    "sew-d": lambda: SEWDConfig(**SEW, **SEW_CONV),
+    "wav2vec2-bert": lambda: Wav2Vec2BertConfig(**BERT),
+    "audio-spectrogram-transformer": lambda: ASTConfig(**AST),
+    "whisper": lambda: WhisperConfig(**WHISPER),
+}
+
+
+def feature_extractor_for(name: str) -> Any:
+    match name:
+        case "wav2vec2-bert":
+            return SeamlessM4TFeatureExtractor()
+        case "audio-spectrogram-transformer":
+            return ASTFeatureExtractor(num_mel_bins=32, max_length=128)
+        case "whisper":
+            return WhisperFeatureExtractor(feature_size=16, chunk_length=2)
+        case _:
+            return Wav2Vec2FeatureExtractor(return_attention_mask=name in ("wav2vec2-layer-norm", "wavlm"))
+
+
+def save_backbone(name: str, folder: Path) -> None:
+    """A pretrained backbone as it is published: without a classification head."""
+    model = AutoModelForAudioClassification.from_config(CONFIGS[name]())
+    head = ("projector.", "classifier.")
+    headless = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}
+    model.save_pretrained(folder, state_dict=headless)
+    feature_extractor_for(name).save_pretrained(folder)

@@ -1,0 +1,124 @@
+"""Every architecture of AutoModelForAudioClassification trains, is saved, and scores as the pipeline does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from architectures import CONFIGS, save_backbone
+from safetensors.torch import load_file
+from transformers import pipeline
+
+from audiocls.data.loader import Collator
+from audiocls.errors import UserError
+from audiocls.inference.classifier import Classifier
+from audiocls.model.backbone import (
+    freeze_feature_encoder,
+    load_for_inference,
+    load_for_training,
+    open_backbone,
+    save_model,
+)
+
+LABELS = ["down", "left", "up"]
+HAVE_NO_FEATURE_ENCODER = ("wav2vec2-bert", "audio-spectrogram-transformer", "whisper")
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def architecture(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """Its name, and a folder with a backbone that has no head."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp(request.param)
+    save_backbone(request.param, folder)
+    return request.param, folder
+
+
+def waveforms(*lengths: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.standard_normal(length).astype(np.float32) for length in lengths]
+
+
+def test_trains_on_clips_down_to_the_shortest_it_can_hear(architecture: tuple[str, Path]) -> None:
+    _, folder = architecture
+    backbone = open_backbone(str(folder))
+    model = load_for_training(backbone, LABELS, seed=0).model.train()
+    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_length)
+    shortest = backbone.min_samples
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    for lengths in ((shortest,), (shortest, shortest + 1), (16_000, 5_000, 11_111)):
+        batch = collate([(waveform, 0) for waveform in waveforms(*lengths)])
+        logits = model(**batch.inputs).logits
+        assert logits.shape == (len(lengths), len(LABELS))
+        assert torch.isfinite(logits).all()
+        torch.nn.functional.cross_entropy(logits, batch.labels).backward()
+    optimizer.step()
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    # Layer drop may skip a layer, and Whisper's positions are fixed: most is enough to see it learn.
+    assert len(changed) > 0.7 * len(before)
+
+
+def test_saved_model_scores_as_the_pipeline_whatever_shares_its_batch(
+    architecture: tuple[str, Path], tmp_path: Path
+) -> None:
+    _, folder = architecture
+    loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
+    spread_logits(loaded.model.eval(), loaded.backbone)
+    save_model(loaded, tmp_path)
+    recordings = waveforms(16_000, loaded.backbone.min_samples, 5_000, 5_000, 16_000, 23_456)
+    ours = Classifier(load_for_inference(str(tmp_path)), torch.device("cpu"))(
+        recordings, sampling_rate=16_000, top_k=2, batch_size=3
+    )
+    theirs = pipeline("audio-classification", model=str(tmp_path))
+    for recording, prediction in zip(recordings, ours, strict=True):
+        expected = theirs({"raw": recording, "sampling_rate": 16_000}, top_k=2)
+        assert [label for label, _ in prediction.scores] == [one["label"] for one in expected]
+        # 1e-5: sums over a batch of another size round differently.
+        assert [score for _, score in prediction.scores] == pytest.approx(
+            [one["score"] for one in expected], abs=1e-5
+        )
+
+
+def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architecture: tuple[str, Path]) -> None:
+    name, folder = architecture
+    model = load_for_training(open_backbone(str(folder)), LABELS, seed=0).model
+    if name in HAVE_NO_FEATURE_ENCODER:
+        with pytest.raises(UserError, match="no convolutional encoder"):
+            freeze_feature_encoder(model, name)
+    else:
+        freeze_feature_encoder(model, name)
+        frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
+        assert any(".feature_extractor.conv_layers.0." in key for key in frozen)
+
+
+def test_half_precision_weights_train_in_float32_and_checkpointing_is_taken_out(
+    architecture: tuple[str, Path], tmp_path: Path
+) -> None:
+    _, folder = architecture
+    loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
+    loaded.model.half().save_pretrained(tmp_path)
+    loaded.backbone.feature_extractor.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"gradient_checkpointing": True}))
+
+    again = load_for_training(open_backbone(str(tmp_path)), LABELS, seed=0)
+    assert {p.dtype for p in again.model.parameters()} == {torch.float32}
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in again.model.modules())
+    save_model(again, tmp_path / "out")
+    assert "gradient_checkpointing" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    saved = load_file(tmp_path / "out" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in saved if tensor.is_floating_point()} == {torch.float32}
+
+
+def spread_logits(model: torch.nn.Module, backbone: object) -> None:
+    """Scale the classifier until its logits differ by about 1: else any two outputs are alike."""
+    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms)  # type: ignore[attr-defined]
+    batch = collate([(waveform, 0) for waveform in waveforms(16_000, 16_000, 16_000, 16_000)])
+    head = getattr(model.classifier, "dense", model.classifier)
+    with torch.no_grad():
+        logits = model(**batch.inputs).logits
+        head.weight /= logits.std()
+        head.bias /= logits.std()
