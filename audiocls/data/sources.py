@@ -9,7 +9,7 @@ import csv
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,15 +138,13 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
     passed_over = 0
     for split_folder, split in split_of.items():
         for class_folder in visible_folders(split_folder):
-            for file in sorted(walk(class_folder)):
-                if file.suffix[1:].lower() in AUDIO_SUFFIXES and not file.name.startswith("."):
-                    clip = Clip(str(file), FileAudio(file), class_folder.name)
-                    source.splits.setdefault(split, []).append(clip)
-                else:
-                    passed_over += 1
+            files, others = audio_files(class_folder)
+            clips = [Clip(str(file), FileAudio(file), class_folder.name) for file in files]
+            source.splits.setdefault(split, []).extend(clips)
+            passed_over += others
     if passed_over:
         source.notes.append(f"{name}: {passed_over} files that are hidden or not audio are passed over")
-    if not source.splits:
+    if not any(source.splits.values()):
         raise UserError(
             f"{name} holds no audio in class folders: put each class's clips in a folder of its own."
         )
@@ -174,10 +172,19 @@ def visible_folders(folder: Path) -> list[Path]:
     return [child for child in children if child.is_dir() and not child.name.startswith(".")]
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def audio_files(folder: Path) -> tuple[list[Path], int]:
+    """The audio files below `folder`, sorted, and how many others were passed over: hidden, or not audio."""
+    found: list[Path] = []
+    num_files = 0
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent, name) for name in files)
+        num_files += len(files)
+        found += [Path(parent, name) for name in files if is_audio(name)]
+    return sorted(found), num_files - len(found)
+
+
+def is_audio(name: str) -> bool:
+    return not name.startswith(".") and name.rpartition(".")[2].lower() in AUDIO_SUFFIXES
 
 
 # A manifest: a table of paths and labels, the paths relative to it

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from audiocls.data.audio import AUDIO_SUFFIXES
-from audiocls.data.sources import walk
+from audiocls.data.sources import audio_files
 from audiocls.errors import UserError, one_line
 from audiocls.inference.classifier import Prediction
 from audiocls.storage import failing_as
@@ -22,10 +21,10 @@ def expand(inputs: Iterable[str]) -> list[str]:
         if not Path(name).is_dir():
             paths.append(name)
             continue
-        found = [path for path in sorted(walk(Path(name))) if path.suffix[1:].lower() in AUDIO_SUFFIXES]
+        found, _ = audio_files(Path(name))
         if not found:
             raise UserError(f"The folder {name} holds no audio files.")
-        paths += [str(Path(name) / path.relative_to(name)) for path in found]
+        paths += map(str, found)
     return paths
 
 

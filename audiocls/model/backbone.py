@@ -69,7 +69,7 @@ class Backbone:
 
     @property
     def min_training_length(self) -> int:
-        """Samples, or a spectrogram's frames, that a training batch has at least: SpecAugment's mask must fit."""
+        """Samples, or frames of a spectrogram, that a training batch needs for SpecAugment's mask to fit."""
         config = self.config
         if not getattr(config, "apply_spec_augment", True) or not getattr(config, "mask_time_prob", 0):
             return 0
