@@ -32,9 +32,9 @@ def main() -> int:
     write_run(run_folder, config, data, device)
     say_start(config, data, loaded, device, run_folder)
 
-    log = RunLog(run_folder)
-    state = train(config, loaded, data, device, run_folder, log, stop)
-    test = finish(config, loaded, data, device, run_folder, log, state)
+    with RunLog(run_folder) as log:
+        state = train(config, loaded, data, device, run_folder, log, stop)
+        test = finish(config, loaded, data, device, run_folder, log, state)
     say_end(config, data, state, test, run_folder)
     return OK
 

@@ -199,17 +199,23 @@ class InferConfig:
         return device_problems(self.device)
 
 
-# Named sets of overrides. `guide` is the defaults.
+# Named sets of overrides. `guide` is the defaults; `scratch` trains a small model from random weights.
 RECIPES: dict[str, dict[str, Any]] = {
     "guide": {},
+    "scratch": {
+        "model": "tiny",
+        "learning_rate": 3e-3,
+        "gradient_accumulation_steps": 1,
+        "epochs": 16,
+        "weight_decay": 0.01,
+    },
     "demo": {
         "dataset": "demo",
         "model": "tiny",
-        "learning_rate": 1e-3,
-        "batch_size": 16,
+        "learning_rate": 2e-3,
+        "batch_size": 8,
         "gradient_accumulation_steps": 2,
-        "epochs": 10,
-        "log_every": 5,
+        "epochs": 14,
     },
 }
 

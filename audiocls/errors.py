@@ -36,10 +36,8 @@ class NumbersBroke(UserError):
     exit_code = NUMBERS_BROKE
 
 
-class Stopped(UserError):
-    """A signal asked the run to stop; what was done so far is saved."""
-
-    exit_code = STOPPED
+class Stopped(BaseException):
+    """A signal asked the run to stop. Like KeyboardInterrupt, it passes every `except Exception`."""
 
 
 def exit_code_of(main: Callable[[], int]) -> int:
@@ -49,8 +47,8 @@ def exit_code_of(main: Callable[[], int]) -> int:
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except (Stopped, KeyboardInterrupt) as stop:
+        print(str(stop) or "stopped", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:  # the reader of our output left (`infer.py ... | head`)
         sys.stderr.close()

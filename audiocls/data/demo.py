@@ -13,7 +13,7 @@ import soundfile
 Array = npt.NDArray[np.float64]
 
 SAMPLING_RATE = 8_000
-CLIPS_PER_CLASS = {"train": 40, "test": 8}
+CLIPS_PER_CLASS = {"train": 32, "validation": 8, "test": 8}
 LABELS = (
     *("steady", "rising", "falling", "trill", "two-tone"),
     *("beeps", "chord", "buzz", "knocks", "hiss"),

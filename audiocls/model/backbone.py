@@ -12,20 +12,29 @@ from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.torchaudio_guard import import_torchaudio
 
-# `--model tiny`: a Wav2Vec2 that learns from random weights within a minute on a CPU.
+# `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. It hears in frames of
+# 10 ms through three wide convolutions instead of seven, has one transformer layer, and rectifiers, whose
+# backward pass is cheaper than GELU's. 0.44M parameters; plain config fields, so it loads in transformers.
 TINY: dict[str, Any] = {
     "hidden_size": 128,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 1,
     "num_attention_heads": 4,
     "intermediate_size": 256,
-    "conv_dim": (64,) * 7,
     "feat_extract_norm": "layer",
     "do_stable_layer_norm": True,
-    "num_conv_pos_embeddings": 32,
-    "num_conv_pos_embedding_groups": 8,
+    "conv_bias": True,
+    "conv_dim": (128, 128, 128),
+    "conv_kernel": (64, 8, 4),
+    "conv_stride": (16, 5, 2),
+    "feat_extract_activation": "relu",
+    "hidden_act": "relu",
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
     "layerdrop": 0.0,
-    "classifier_proj_size": 128,
     "mask_time_prob": 0.0,
+    "classifier_proj_size": 128,
 }
 TINY_FEATURE_EXTRACTOR = {"sampling_rate": 16_000, "do_normalize": True, "return_attention_mask": True}
 

@@ -36,16 +36,11 @@ def claim_run_folder(config: TrainConfig) -> Path:
     else:
         base = Path("runs", f"{last_part(config.dataset)}-{last_part(config.model)}")
         numbered = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-        free = next(number for number, folder in enumerate(numbered) if not folder.exists())
+        free = next(number for number, folder in enumerate(numbered) if not holds_run(folder))
         going_on = config.resume or config.overwrite
         folder = numbered[free - 1 if going_on and free else free]
-    if holds_run(folder):
-        if config.overwrite:
-            remove_run(folder)
-        elif not config.resume:
-            raise UserError(
-                f"{folder} holds a run already: give --resume, --overwrite or another --output-dir."
-            )
+    if holds_run(folder) and not (config.resume or config.overwrite):
+        raise UserError(f"{folder} holds a run already: give --resume, --overwrite or another --output-dir.")
     with failing_as(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -75,7 +70,10 @@ def remove_run(folder: Path) -> None:
 
 
 def write_run(folder: Path, config: TrainConfig, data: RunData, device: torch.device) -> None:
-    """Write run.json; on resume, check first that the run is still the same one. Raises UserError."""
+    """Write run.json: the run begins. One that is resumed is checked to be the same, one overwritten removed.
+
+    Raises UserError where it would be another run.
+    """
     run = {
         "config": dataclasses.asdict(config),
         "label2id": {label: id for id, label in enumerate(data.labels)},
@@ -96,6 +94,8 @@ def write_run(folder: Path, config: TrainConfig, data: RunData, device: torch.de
     }
     if config.resume and holds_run(folder):
         check_same(folder, run)
+    else:
+        remove_run(folder)
     write_json(folder / "run.json", run)
 
 
