@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from audiocls.errors import InputOutputFailed, UserError
 
 GUIDE_DATASET = "PolyAI/minds14"
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 def option(
@@ -171,6 +172,8 @@ class TrainConfig:
             found.append("--resume continues a run and --overwrite replaces it: give one of them.")
         if self.eval_every != "epoch" and not isinstance(self.eval_every, int):
             found.append(f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps.")
+        names = (self.dataset, self.eval_dataset, self.test_dataset, self.model)
+        found += [f"There is no file or folder {name}." for name in names if name and is_missing_path(name)]
         return found + device_problems(self.device)
 
 
@@ -196,7 +199,8 @@ class InferConfig:
 
     def problems(self) -> list[str]:
         """What does not fit together, a sentence each."""
-        return device_problems(self.device)
+        found = [f"There is no folder {self.model}."] if is_missing_path(self.model) else []
+        return found + device_problems(self.device)
 
 
 # Named sets of overrides. `guide` is the defaults; `scratch` trains a small model from random weights.
@@ -220,6 +224,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 Config = TypeVar("Config", TrainConfig, InferConfig)
+
+
+def is_missing_path(name: str) -> bool:
+    """Whether a name can only be meant as a path, not as an OWNER/NAME on the Hub, and nothing is there."""
+    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(MANIFEST_SUFFIXES)
+    return is_path and not Path(name).expanduser().exists()
 
 
 def device_problems(device: str) -> list[str]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from audiocls import __version__
+from audiocls.config import MANIFEST_SUFFIXES, is_missing_path
 from audiocls.data.audio import AUDIO_SUFFIXES
 from audiocls.data.demo import write_demo
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.hub import commit_of, loading
 from audiocls.storage import failing_as
 
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -110,7 +110,7 @@ def load_source(
     path = Path(name).expanduser()
     if name == "demo":
         return load_folder(name, demo_folder(cache_dir), columns)
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
+    if path.suffix in MANIFEST_SUFFIXES:
         return load_manifest(name, path, columns)
     if path.is_dir():
         return load_folder(name, path, columns)
@@ -118,8 +118,8 @@ def load_source(
         raise UserError(
             f"{name} is a file, not a data set: give a folder or a .csv, .tsv or .jsonl manifest."
         )
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise UserError(f"There is no folder {name}.")
+    if is_missing_path(name):
+        raise UserError(f"There is no file or folder {name}.")
     return load_hub(name, columns, config, revision)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from audiocls.config import is_missing_path
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.torchaudio_guard import import_torchaudio
@@ -121,7 +122,7 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
             name, None, Wav2Vec2Config(**TINY), Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR)
         )
     if not Path(name).is_dir():
-        if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        if is_missing_path(name):
             raise UserError(f"There is no folder {name}.")
         commit_of("model", name, revision)
     with loading(f"The model {name}"):

@@ -13,6 +13,15 @@ from tqdm import tqdm
 from audiocls.errors import one_line
 from audiocls.storage import failing_as
 
+# What the terminal calls the longest keys of metrics.jsonl.
+SHORT = {
+    "learning_rate": "lr",
+    "samples_per_second": "clips/s",
+    "audio_seconds_per_second": "audio_s/s",
+    "data_wait_seconds": "wait_s",
+    "wall_seconds": "wall_s",
+}
+
 
 def say(text: str) -> None:
     """A line on standard output, above the progress bar where there is one."""
@@ -74,7 +83,10 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
             length = file.tell()
-        say(f"{kind:5} " + "  ".join(f"{key} {readable(value)}" for key, value in values.items()))
+        say(
+            f"{kind:5} "
+            + "  ".join(f"{SHORT.get(key, key)} {readable(value)}" for key, value in values.items())
+        )
         return length
 
     def __enter__(self) -> Self:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from audiocls import __version__
-from audiocls.config import TrainConfig, flag_name
+from audiocls.config import MANIFEST_SUFFIXES, TrainConfig, flag_name
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
@@ -52,7 +52,7 @@ def claim_run_folder(config: TrainConfig) -> Path:
 def last_part(name: str) -> str:
     """`minds14` of PolyAI/minds14, `train` of fsdd/train.csv."""
     path = Path(name).expanduser().resolve() if Path(name).exists() else Path(name)
-    return path.stem if path.suffix in (".csv", ".tsv", ".jsonl") else path.name
+    return path.stem if path.suffix in MANIFEST_SUFFIXES else path.name
 
 
 def holds_run(folder: Path) -> bool:

@@ -1,0 +1,163 @@
+"""train.py and infer.py as a person runs them: a whole run, its folder, its refusals, its stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from audiocls.data.demo import LABELS
+
+ROOT = Path(__file__).parent.parent
+QUICK = ["--demo", "--epochs", "2", "--eval-every", "15", "--log-every", "5"]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("workplace")
+
+
+def script(name: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / name), *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"XDG_CACHE_HOME": str(cwd / "cache"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(workplace: Path) -> Path:
+    """The folder of a short demo run."""
+    done = script("train.py", *QUICK, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "infer.py runs/demo-tiny" in done.stdout.splitlines()[-1]
+    return workplace / "runs" / "demo-tiny"
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_the_folder_that_is_promised(run: Path) -> None:
+    about = json.loads((run / "run.json").read_text())
+    assert about["label2id"] == {label: id for id, label in enumerate(sorted(LABELS))}
+    assert about["config"]["learning_rate"] == 2e-3
+    assert {"versions", "device", "split_fingerprint"} <= set(about)
+    kinds = [record["kind"] for record in records(run)]
+    assert kinds[-2:] == ["test", "end"]
+    assert kinds.count("eval") == 3  # at steps 15, 30 and the end, 40
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert "step-00000040" in saved
+    assert {path.name for path in (run / "best").iterdir()} == {
+        *("config.json", "model.safetensors", "preprocessor_config.json", "manifest.json"),
+    }
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["split"] for line in predictions] == ["evaluation"] * 80 + ["test"] * 80
+    assert all(sum(line["probabilities"]) == pytest.approx(1, abs=1e-4) for line in predictions)
+
+
+def test_predictions_are_those_of_the_best_step_and_of_infer(run: Path, workplace: Path) -> None:
+    """`--max-seconds` of infer.py repeats what the evaluation heard."""
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    hits = [
+        max(range(len(LABELS)), key=line["probabilities"].__getitem__) == sorted(LABELS).index(line["label"])
+        for line in predictions
+        if line["split"] == "test"
+    ]
+    test = next(record for record in records(run) if record["kind"] == "test")
+    assert test["accuracy"] == pytest.approx(sum(hits) / len(hits))
+    some = predictions[::16]
+    arguments = ["--max-seconds", 1, "--format", "jsonl", "--top-k", 10]
+    done = script("infer.py", run, *(line["path"] for line in some), *arguments, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    for line, printed in zip(some, map(json.loads, done.stdout.splitlines()), strict=True):
+        scores = {one["label"]: one["score"] for one in printed["scores"]}
+        # 1e-4: the evaluation padded its batches, under an attention mask; infer.py pads nothing.
+        assert [scores[label] for label in sorted(LABELS)] == pytest.approx(line["probabilities"], abs=1e-4)
+
+
+def test_infer_goes_on_after_a_refused_file_and_ends_with_3(run: Path, workplace: Path) -> None:
+    (workplace / "broken.wav").write_text("no sound")
+    clip = json.loads((run / "predictions.jsonl").read_text().splitlines()[0])["path"]
+    done = script("infer.py", run, "broken.wav", clip, cwd=workplace)
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[0].startswith("broken.wav: refused")
+    assert len(done.stdout.splitlines()) == 7  # that, the file, five labels
+    assert done.stderr == "1 of 2 inputs were refused\n"
+
+
+def test_a_named_folder_that_holds_a_run_is_refused_unless_resumed_or_overwritten(
+    run: Path, workplace: Path
+) -> None:
+    before = (run / "metrics.jsonl").read_text()
+    again = script("train.py", *QUICK, "--output-dir", run, cwd=workplace)
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "--resume" in again.stderr
+    another = script("train.py", *QUICK, "--resume", "--output-dir", run, "--batch-size", 16, cwd=workplace)
+    assert another.returncode == 2
+    assert "--batch-size: 8 -> 16" in another.stderr
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_sigterm_stops_with_143_and_resume_ends_as_if_nothing_had_happened(
+    run: Path, workplace: Path
+) -> None:
+    environment = os.environ | {"XDG_CACHE_HOME": str(workplace / "cache")}
+    command = [sys.executable, str(ROOT / "train.py"), *QUICK, "--output-dir", "stopped"]
+    process = subprocess.Popen(
+        command, cwd=workplace, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    log = workplace / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") >= 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 143, errors
+    assert "--resume" in errors
+
+    resumed = script("train.py", *QUICK, "--output-dir", "stopped", "--resume", cwd=workplace)
+    assert resumed.returncode == 0, resumed.stderr
+    times = ("samples_per_second", "audio_seconds_per_second", "data_wait_seconds", "wall_seconds")
+    ours, theirs = (
+        [{key: value for key, value in record.items() if key not in times} for record in records(folder)]
+        for folder in (workplace / "stopped", run)
+    )
+    assert ours == theirs
+    for name in (
+        "best/model.safetensors",
+        "predictions.jsonl",
+        "checkpoints/step-00000040/model.safetensors",
+    ):
+        assert (workplace / "stopped" / name).read_bytes() == (run / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (
+            ["--dataset", "./nowhere", "--model", "a/b/c"],
+            2,
+            "folder ./nowhere. There is no file or folder a/b/c",
+        ),
+        (["--demo", "--device", "cuda:99"], 2, "--device cuda:99"),
+        (["--dataset", "PolyAI/minds14", "--model", "tiny"], 4, "--demo"),
+    ],
+)
+def test_mistakes_end_in_one_line_and_a_code(
+    arguments: list[str], code: int, says: str, tmp_path: Path
+) -> None:
+    done = script("train.py", *arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
