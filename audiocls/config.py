@@ -85,7 +85,7 @@ class TrainConfig:
     audio_column: str = option("audio", "column of the audio", group=DATA)
     label_column: str = option("intent_class", "column of the label", group=DATA)
     max_seconds: float | None = option(
-        1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0
+        1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0, maximum=86_400
     )
     max_bad_clips: float = option(
         0.05, "end before training when more than this part does not decode", group=DATA, minimum=0, maximum=1
@@ -161,7 +161,7 @@ class TrainConfig:
     output_dir: str | None = option(None, "run folder; none: runs/<data set>-<model>", group=RUN)
     overwrite: bool = option(False, "replace the run that --output-dir holds", group=RUN)
     resume: bool = option(False, "continue the run that --output-dir holds", group=RUN)
-    seed: int = option(42, "of the split, the order and everything random", group=RUN, minimum=0)
+    seed: int = option(42, "of everything random", group=RUN, minimum=0, maximum=2**32 - 1)
 
     def problems(self) -> list[str]:
         """What does not fit together, a sentence each."""
@@ -186,7 +186,10 @@ class InferConfig:
     top_k: int = option(5, "labels to print for each file", minimum=1)
     batch_size: int = option(8, "files classified at once", minimum=1)
     max_seconds: float | None = option(
-        None, "hear only the first seconds, as --max-seconds of train.py does; none: all", above=0
+        None,
+        "hear only the first seconds, as train.py does; none: all",
+        above=0,
+        maximum=86_400,
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
@@ -202,6 +205,14 @@ class InferConfig:
         found = [f"There is no folder {self.model}."] if is_missing_path(self.model) else []
         return found + device_problems(self.device)
 
+
+KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    bool: "true or false",
+    type(None): "none",
+}
 
 # Named sets of overrides. `guide` is the defaults; `scratch` trains a small model from random weights.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -252,7 +263,8 @@ def parse_train(argv: list[str]) -> TrainConfig:
     if demo and recipe not in (None, "demo"):
         raise UserError(f"--demo is short for --recipe demo: leave out --recipe {recipe}.")
     settings = read_config_file(Path(file)) if file else {}
-    recipe = demo or recipe or settings.pop("recipe", None) or "guide"
+    file_recipe = settings.pop("recipe", "guide")
+    recipe = demo or recipe or file_recipe
     if recipe not in RECIPES:
         raise UserError(f"{file} names the recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
     return build(TrainConfig, RECIPES[recipe] | settings | flags)
@@ -317,9 +329,8 @@ def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
             values[name] = check(fields[name], value)
         except ValueError as error:
             problems.append(str(error))
-    if not problems:
-        made = config(**values)
-        problems = made.problems()
+    made = config(**values)
+    problems += made.problems()
     if problems:
         raise UserError(" ".join(problems))
     return made
@@ -342,8 +353,11 @@ def check(field: dataclasses.Field, value: Any) -> Any:
     if type(value) is int and float in allowed:
         value = float(value)
     if type(value) not in allowed:
-        names = " or ".join("none" if kind is type(None) else kind.__name__ for kind in allowed)
-        raise ValueError(f"{flag_name(field.name)} is {value!r}: give {names}.")
+        raise ValueError(
+            f"{flag_name(field.name)} is {value!r}: give {' or '.join(KIND_NAMES[kind] for kind in allowed)}."
+        )
+    if value == "":
+        raise ValueError(f"{flag_name(field.name)} is empty: give a name.")
     if about["choices"] and value not in about["choices"]:
         raise ValueError(f"{flag_name(field.name)} is {value!r}: give one of {', '.join(about['choices'])}.")
     if isinstance(value, int | float):

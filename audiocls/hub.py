@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -74,8 +75,11 @@ def loading(what: str) -> Iterator[None]:
 
 
 def quiet_transformers() -> None:
-    """No progress bars for files already here, no tables of tensors: we say what matters in a line."""
+    """No tables of tensors, and bars only for downloads that a person watches: we say what matters."""
+    from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # this switches the Hub's off too
+    if sys.stderr.isatty():
+        enable_progress_bars()

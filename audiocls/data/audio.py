@@ -1,8 +1,12 @@
 """Bytes or a path -> a mono float32 waveform at one rate (soundfile decodes, torchaudio resamples)."""
 
+import contextlib
 import functools
 import io
 import math
+import os
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +31,10 @@ class BadAudio(ValueError):
     """This recording cannot be used; the message says why, without its name."""
 
 
+class UnreadableAudio(BadAudio):
+    """This recording could not be read now, but another time it may."""
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A recording as the model hears it."""
@@ -42,17 +50,36 @@ def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = No
     Raises BadAudio for what does not decode, holds no samples, or holds values that are not finite.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(audio) if isinstance(audio, bytes) else str(audio)) as file:
+        with opened(audio) as content, soundfile.SoundFile(content) as file:
             rate, total = file.samplerate, file.frames
             check_format(rate, file.channels, sampling_rate)
             frames = -1 if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
             samples = file.read(frames, dtype="float32", always_2d=True)  # [frames, channels]
-    except (soundfile.SoundFileError, OSError) as error:
-        raise BadAudio(f"does not decode: {plain(error)}{hint(audio)}") from None
+    except OSError as error:
+        raise UnreadableAudio(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
+    except soundfile.LibsndfileError as error:
+        kind = UnreadableAudio if error.code == 2 else BadAudio  # 2: the system failed, not the format
+        raise kind(f"does not decode: {plain(error)}{hint(audio)}") from None
     # A header may promise more or less than the file holds.
     seconds = max(total, len(samples)) / rate if frames >= 0 else len(samples) / rate
     waveform = resample(mono(samples), rate, sampling_rate)
     return Decoded(waveform[:max_samples], seconds)
+
+
+@contextlib.contextmanager
+def opened(audio: Path | bytes) -> Iterator[io.BytesIO | int]:
+    """What soundfile reads from: the bytes, or the descriptor of a regular file, whatever its name."""
+    if isinstance(audio, bytes):
+        yield io.BytesIO(audio)
+        return
+    descriptor = os.open(audio, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO must not block
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise BadAudio("is not a regular file")
+        # soundfile closes what it is given.
+        yield os.dup(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def mono(samples: np.ndarray) -> Waveform:
@@ -110,9 +137,9 @@ def frames_needed(samples: int, from_rate: int, to_rate: int) -> int:
     return math.ceil(samples * from_rate / to_rate) + filter_half_width(from_rate, to_rate) + period
 
 
-def plain(error: Exception) -> str:
+def plain(error: soundfile.LibsndfileError) -> str:
     """libsndfile's own words, without the name that the caller knows."""
-    words = str(getattr(error, "error_string", None) or error).strip().rstrip(".").lower()
+    words = error.error_string.strip().rstrip(".").lower()
     return words.removeprefix("error : ")
 
 

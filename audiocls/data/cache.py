@@ -15,17 +15,19 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import BadAudio, Decoded, Waveform, decode
+from audiocls.data.audio import BadAudio, Decoded, UnreadableAudio, Waveform, decode
 from audiocls.data.sources import Clip
 
 FORMAT = 1  # raised when what is stored changes its meaning
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
 CHUNK = 256  # clips decoded before the next write: bounds the memory
 
 
@@ -85,58 +87,38 @@ def decode_all(
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
     folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples)
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
-    with unfinished_folder(folder) as unfinished:
-        file: BinaryIO | None = None
-        with contextlib.suppress(OSError):
-            file = (unfinished / "samples.f32").open("wb") if unfinished else None
-        lengths, seconds, errors = [], [], {}
-        results = tqdm(
-            decoded(clips, sampling_rate, max_samples),
-            "decoding",
-            len(clips),
-            disable=not progress,
-            leave=False,
-        )
-        for index, result in enumerate(results):
-            if isinstance(result, Decoded):
-                try:
-                    if file is not None:
-                        file.write(result.waveform.tobytes())
-                except OSError:  # a full disk: go on without the cache
-                    file = None
-                lengths.append(len(result.waveform))
-                seconds.append(result.seconds)
+    num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
+    errors = {}
+    may_recover = False
+    results = decoded(clips, sampling_rate, max_samples)
+    with CacheWriter(folder) as cache:
+        bar = tqdm(results, "decoding", len(clips), disable=not progress, leave=False)
+        for index, result in enumerate(bar):
+            if isinstance(result, BadAudio):
+                errors[index] = str(result)
+                may_recover |= isinstance(result, UnreadableAudio)
             else:
-                errors[index] = result
-                lengths.append(0)
-                seconds.append(0.0)
-        num_samples, all_seconds = np.array(lengths, np.int64), np.array(seconds, np.float64)
-        with contextlib.suppress(OSError):
-            if file is not None and unfinished is not None:
-                file.close()
-                index_file = {
-                    "num_samples": num_samples.tolist(),
-                    "seconds": all_seconds.tolist(),
-                    "errors": {str(index): error for index, error in errors.items()},
-                }
-                (unfinished / "index.json").write_text(json.dumps(index_file))
-                publish(unfinished, folder)
-                return open_cache(folder, clips, sampling_rate, max_samples)
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, all_seconds, errors, file=None)
+                num_samples[index] = len(result.waveform)
+                seconds[index] = result.seconds
+                cache.write(result.waveform)
+        if not may_recover:
+            cache.publish(num_samples, seconds, errors)
+    with contextlib.suppress(*DAMAGED):
+        return open_cache(folder, clips, sampling_rate, max_samples)
+    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, file=None)
 
 
 def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> str:
     identities = [clip.audio.identity() for clip in clips]
-    return hashlib.sha256(json.dumps([FORMAT, sampling_rate, max_samples, identities]).encode()).hexdigest()[
-        :32
-    ]
+    made_from = json.dumps([FORMAT, sampling_rate, max_samples, identities])
+    return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
 def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Waveforms:
-    """A finished cache. Raises OSError, ValueError or KeyError where there is none or it is damaged."""
+    """A finished cache. Raises one of DAMAGED where there is none, or not a whole one."""
     index = json.loads((folder / "index.json").read_text())
     num_samples = np.array(index["num_samples"], np.int64)
     file = folder / "samples.f32"
@@ -146,42 +128,70 @@ def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples:
     return Waveforms(clips, sampling_rate, max_samples, num_samples, np.array(index["seconds"]), errors, file)
 
 
-@contextlib.contextmanager
-def unfinished_folder(folder: Path) -> Iterator[Path | None]:
-    """A temporary folder beside `folder`, gone afterwards; None where none can be made."""
-    unfinished = None
-    with contextlib.suppress(OSError):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
-    try:
-        yield unfinished
-    finally:
-        if unfinished is not None:
-            shutil.rmtree(unfinished, ignore_errors=True)
+class CacheWriter:
+    """A cache in the making, beside its place, gone when it is not published.
 
+    It is a convenience: where the disk is full or may not be written, it gives up without a word.
+    """
 
-def publish(unfinished: Path, folder: Path) -> None:
-    """Rename the finished folder into its place; whoever came first stays, unless it is damaged."""
-    try:
-        unfinished.rename(folder)
-    except OSError:
-        shutil.rmtree(folder, ignore_errors=True)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.unfinished: Path | None = None
+        self.file: FileIO | None = None
+
+    def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
-            unfinished.rename(folder)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            self.unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
+            self.file = (self.unfinished / "samples.f32").open("wb", buffering=0)
+        return self
+
+    def write(self, waveform: Waveform) -> None:
+        if self.file is None:
+            return
+        try:
+            complete = self.file.write(waveform.data) == waveform.nbytes
+        except OSError:
+            complete = False
+        if not complete:
+            self.close()
+
+    def publish(self, num_samples: np.ndarray, seconds: np.ndarray, errors: dict[int, str]) -> None:
+        """Rename the cache into its place; one that another process put there gives way to its twin."""
+        if self.file is None or self.unfinished is None:
+            return
+        with contextlib.suppress(OSError):
+            index = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist(), "errors": errors}
+            (self.unfinished / "index.json").write_text(json.dumps(index))
+            if self.folder.exists():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            self.unfinished.rename(self.folder)
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+        if self.unfinished is not None:
+            shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
-def decoded(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Iterator[Decoded | str]:
+def decoded(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Iterator[Decoded | BadAudio]:
     """For each clip in order what was decoded, or why it was not; threads do the work."""
 
-    def one(clip: Clip) -> Decoded | str:
+    def one(clip: Clip) -> Decoded | BadAudio:
         try:
             return decode(clip.audio.read(), sampling_rate, max_samples)
         except BadAudio as error:
-            return str(error)
+            return error
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
     with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in range(0, len(clips), CHUNK):
-            yield from pool.map(one, clips[start : start + CHUNK])
-    torch.set_num_threads(num_threads)
+        try:
+            for start in range(0, len(clips), CHUNK):
+                yield from pool.map(one, clips[start : start + CHUNK])
+        finally:
+            torch.set_num_threads(num_threads)

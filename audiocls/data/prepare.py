@@ -44,6 +44,11 @@ def prepare_data(
     columns = Columns(config.audio_column, config.label_column, config.group_column)
     cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
     max_samples = None if config.max_seconds is None else round(config.max_seconds * sampling_rate)
+    if max_samples is not None and max_samples < min_samples:
+        shortest = min_samples / sampling_rate
+        raise UserError(
+            f"--max-seconds is {config.max_seconds:g}, less than the model needs, {shortest:g} s."
+        )
 
     def load(name: str) -> Source:
         named = config.dataset_config if name == config.dataset else None

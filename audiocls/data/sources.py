@@ -8,6 +8,7 @@ import contextlib
 import csv
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
+MISSING = "\0missing"  # stands for a cell that a row of a csv lacks
 # Obvious names, tried where the one asked for is missing.
 AUDIO_COLUMNS = ("audio", "path", "file", "file_name", "filename", "wav", "audio_path")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
@@ -223,15 +225,15 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
                 rows = [json.loads(line) for line in file if line.strip()]
             else:
                 separator = "\t" if path.suffix.lower() == ".tsv" else ","
-                rows = list(csv.DictReader(file, delimiter=separator, strict=True))
+                rows = list(csv.DictReader(file, delimiter=separator, strict=True, restval=MISSING))
     except OSError as error:
         raise InputOutputFailed(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a valid {path.suffix[1:]} file: {error}.") from None
     for number, row in enumerate(rows, start=1):
-        # csv: cells beyond the header stand under None, missing ones are None
-        if not isinstance(row, dict) or None in row:
-            raise UserError(f"{path}: row {number} does not fit the others: its cells have no column each.")
+        # csv puts cells beyond the header under None.
+        if not isinstance(row, dict) or None in row or MISSING in row.values():
+            raise UserError(f"{path}: row {number} has not one cell for each column.")
     return rows
 
 
@@ -249,6 +251,8 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
         import datasets
 
         datasets.utils.logging.set_verbosity_error()
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
         try:
             loaded = datasets.load_dataset(name, config, revision=commit)
         except ValueError as error:
@@ -316,7 +320,8 @@ def label_text(value: Any) -> str | None:
 
 def note_unlabelled(source: Source, count: int) -> None:
     if count:
-        source.notes.append(f"{source.name}: {count} clips without a label are left out")
+        clips = "1 clip" if count == 1 else f"{count} clips"
+        source.notes.append(f"{source.name}: {clips} without a label left out")
 
 
 def label_order(labels: Iterable[str]) -> list[str]:

@@ -24,7 +24,7 @@ def stratified_split(labels: Sequence[str], eval_fraction: float, seed: int) -> 
     undivided = []
     for label, count in sorted(Counter(labels).items()):
         members = generator.permutation([i for i, other in enumerate(labels) if other == label]).tolist()
-        num_eval = round(eval_fraction * count)
+        num_eval = min(round(eval_fraction * count), count - 1)
         if num_eval == 0:
             undivided.append(label)
         evaluation += members[:num_eval]

@@ -1,5 +1,6 @@
 """The short blocks of text before the first step and after the last."""
 
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -55,6 +56,6 @@ def say_end(
     say(f"best: {config.best_metric} {state.best_score:.4f} on {data.eval_name} at step {state.best_step}")
     if test is not None:
         say(f"test: accuracy {test.accuracy:.4f}, macro_f1 {test.macro_f1:.4f} on {test.num_samples} clips")
-    example = next(path for path in data.evaluation.paths)
-    path = f"'{example}'" if " " in example else example
-    say(f"the best model is in {run_folder}/best; try: python infer.py {run_folder} {path}")
+    example = data.evaluation.paths[0]
+    file = example if Path(example).is_file() else "FILE.wav"  # a clip of a Hub data set is no file
+    say(f"the best model is in {run_folder}/best; try: python infer.py {run_folder} {shlex.quote(file)}")

@@ -1,0 +1,58 @@
+"""Padding that changes no result.
+
+`facebook/wav2vec2-base` and its kin normalise the output of their first convolution over time (group norm
+with one channel a group) and are used without an attention mask: zeros on the right then change every logit.
+Here that norm is computed over the real frames only, and the attention mask does the rest: a clip in a padded
+batch gives what it gives alone. Nothing is added to the weights, so the model loads, and scores clip by clip,
+anywhere.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Architectures in which, apart from the group norm, the attention mask keeps padding out of every result. In
+# the others padding reaches real frames through the positional convolutions (Data2Vec-Audio), the convolution
+# modules (Wav2Vec2-Conformer) or the pooling (SEW, SEW-D).
+MASKED_WELL = {"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", "wav2vec2-bert"}
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """Group norm of one channel a group, over the first `num_frames` frames of each clip."""
+
+    num_frames: Tensor | None = None  # int64 [batch]; None: nothing is padded
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """float [batch, channels, frames] -> the same; padded frames become the bias."""
+        if self.num_frames is None:
+            return super().forward(hidden_states)
+        hidden_states = hidden_states.float()
+        frames = torch.arange(hidden_states.shape[-1], device=hidden_states.device)
+        is_real = (frames < self.num_frames[:, None])[:, None]  # bool [batch, 1, frames]
+        count = self.num_frames[:, None, None]
+        mean = (hidden_states * is_real).sum(-1, keepdim=True) / count
+        centered = (hidden_states - mean) * is_real
+        variance = centered.square().sum(-1, keepdim=True) / count
+        scale = self.weight[:, None] * torch.rsqrt(variance + self.eps)
+        return centered * scale + self.bias[:, None]
+
+
+def make_padding_invariant(model: nn.Module) -> None:
+    """Let a clip's logits not depend on the padding beside it, wherever an `attention_mask` is passed.
+
+    `model` is one of `MASKED_WELL`; its parameters and their names stay what they are.
+    """
+    config: Any = model.config
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    if getattr(config, "feat_extract_norm", None) != "group" or len(norms) != 1:
+        return
+    norm: Any = norms[0]
+    norm.__class__ = MaskedGroupNorm
+
+    def count_frames(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        frames = None if mask is None else (mask.sum(-1) - config.conv_kernel[0]) // config.conv_stride[0] + 1
+        norm.num_frames = frames
+
+    model.register_forward_pre_hook(count_frames, with_kwargs=True)

@@ -1,0 +1,342 @@
+"""Which clips are trained on, evaluated on and tested on, and what is said about those that are not."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from data_helpers import config_for, noise, write_class_folders, write_table, write_wav
+
+from audiocls.config import TrainConfig, parse_train
+from audiocls.data.audio import decode
+from audiocls.data.loader import ClipDataset
+from audiocls.data.prepare import RunData, prepare_data
+from audiocls.data.sources import Source
+from audiocls.data.splits import random_split
+from audiocls.errors import InputsRefused, UserError
+
+RECEPTIVE_FIELD = 400  # samples, 25 ms: that of every Wav2Vec2
+
+
+def prepare(config: TrainConfig) -> RunData:
+    return prepare_data(config, 16_000, RECEPTIVE_FIELD)
+
+
+def refusal(config: TrainConfig, exit_code: int = 2) -> str:
+    with pytest.raises(UserError) as refused:
+        prepare(config)
+    assert refused.value.exit_code == exit_code
+    return str(refused.value)
+
+
+def names(clips: ClipDataset | None) -> list[str]:
+    """`<folder>/<file>` of each clip."""
+    assert clips is not None
+    return ["/".join(Path(path).parts[-2:]) for path in clips.paths]
+
+
+def splits_folder(folder: Path, **num_clips: int) -> Path:
+    """Folders of splits, `num_clips` of each of two classes."""
+    for split, count in num_clips.items():
+        write_class_folders(folder / split, {"dog": count, "cat": count})
+    return folder
+
+
+# What is evaluated on, what tested on
+
+
+def test_without_any_split_a_fraction_of_train_is_evaluated_on_as_the_guide_divides(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 10, "dog": 15})
+    data = prepare(config_for(folder, eval_fraction=0.2, seed=7))
+    every = [f"cat/{i:02d}.wav" for i in range(10)] + [f"dog/{i:02d}.wav" for i in range(15)]
+    train, evaluation = random_split(25, 0.2, 7)
+    assert names(data.train) == [every[row] for row in train]
+    assert names(data.evaluation) == [every[row] for row in evaluation]
+    assert data.test is None
+    assert data.eval_name == "20% of train"
+    assert data.labels == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("there", "settings", "evaluation", "test"),
+    [
+        # The evaluation: what is named, else validation, else test, else a part of train.
+        ({"validation": 2, "test": 3}, {}, 4, 6),
+        ({"test": 3}, {}, 6, None),
+        ({"validation": 2}, {}, 4, None),
+        ({"validation": 2, "test": 3}, {"eval_split": "test"}, 6, None),
+        ({"validation": 2, "other": 5}, {"eval_split": "other"}, 10, None),
+        # The test set: what is named, else test, where it is not evaluated or trained on.
+        ({"validation": 2, "other": 5}, {"test_split": "other"}, 4, 10),
+        ({"test": 3}, {"test_split": "test", "eval_fraction": 0.5}, 10, 6),
+        ({"validation": 2}, {"test_split": "validation", "eval_fraction": 0.5}, 10, 4),
+    ],
+)
+def test_evaluation_and_test_clips_are_chosen_from_the_splits_there_are(
+    tmp_path: Path, there: dict[str, int], settings: dict, evaluation: int, test: int | None
+) -> None:
+    folder = splits_folder(tmp_path / "sounds", train=10, **there)
+    data = prepare(config_for(folder, **settings))
+    assert len(data.evaluation) == evaluation
+    assert (len(data.test) if data.test else None) == test
+    parts = [set(part.paths) for part in (data.train, data.evaluation, data.test) if part]
+    assert sum(map(len, parts)) == len(set.union(*parts))  # no clip on two sides
+
+
+def test_the_split_to_train_on_can_be_named(tmp_path: Path) -> None:
+    folder = splits_folder(tmp_path / "sounds", train=10, extra=5, test=2)
+    data = prepare(config_for(folder, train_split="extra"))
+    assert (len(data.train), len(data.evaluation), data.eval_name) == (10, 4, "test")
+
+
+def test_a_train_split_that_is_named_test_is_not_evaluated_on(tmp_path: Path) -> None:
+    folder = splits_folder(tmp_path / "sounds", train=4, test=10)
+    data = prepare(config_for(folder, train_split="test"))
+    assert (len(data.train), len(data.evaluation), data.test) == (16, 4, None)
+    assert data.eval_name == "20% of test"
+
+
+def test_other_data_sets_are_evaluated_and_tested_on(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 4, "dog": 4})
+    one = write_class_folders(tmp_path / "one", {"dog": 3})
+    splits = splits_folder(tmp_path / "two", train=5, validation=1, test=2)
+    data = prepare(config_for(folder, eval_dataset=str(one), test_dataset=str(splits)))
+    assert (len(data.train), len(data.evaluation), len(data.test or [])) == (8, 3, 4)
+    assert data.eval_name == str(one)
+    data = prepare(config_for(folder, eval_dataset=str(splits)))
+    assert (len(data.evaluation), data.test) == (2, None)  # its validation, not its train
+    data = prepare(config_for(folder, eval_dataset=str(splits), eval_split="train"))
+    assert len(data.evaluation) == 10
+
+
+@pytest.mark.parametrize("flag", ["--train-split", "--eval-split", "--test-split"])
+def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, flag: str) -> None:
+    folder = splits_folder(tmp_path / "sounds", train=2, test=2)
+    message = refusal(config_for(folder, **{flag[2:].replace("-", "_"): "dev"}))
+    assert "no split 'dev'" in message
+    assert "test, train" in message
+    assert flag in message
+
+
+def test_a_split_in_which_no_clip_has_a_label_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from audiocls.data import prepare as module
+
+    load_source = module.load_source
+
+    def without_labels(*arguments: Any, **options: Any) -> Source:  # as a Hub's test split often is
+        source = load_source(*arguments, **options)
+        source.splits["test"] = []
+        return source
+
+    monkeypatch.setattr(module, "load_source", without_labels)
+    folder = splits_folder(tmp_path / "sounds", train=2, test=2)
+    assert "'test'" in refusal(config_for(folder, eval_split="test"))
+
+
+# How train is divided
+
+
+def speakers(folder: Path, clips_of: dict[str, int]) -> Path:
+    rows: list[tuple[str, str, str]] = []
+    for speaker, count in clips_of.items():
+        for index in range(count):
+            path = write_wav(folder / f"{speaker}{index}.wav", seed=len(rows))
+            rows.append((path.name, "yes" if index % 2 else "no", speaker))
+    return write_table(folder / "clips.csv", ("audio", "label", "speaker"), rows)
+
+
+def test_split_by_group_keeps_each_speaker_on_one_side(tmp_path: Path) -> None:
+    manifest = speakers(tmp_path / "set", {"ann": 6, "bob": 6, "cid": 4, "dan": 4, "eve": 4})
+    for seed in range(5):
+        config = config_for(
+            manifest, split_by="group", group_column="speaker", label_column="label", seed=seed
+        )
+        data = prepare(config)
+        train, evaluation = (
+            {Path(path).name[:3] for path in part.paths} for part in (data.train, data.evaluation)
+        )
+        assert train | evaluation == {"ann", "bob", "cid", "dan", "eve"}
+        assert not train & evaluation
+
+
+def test_split_by_group_needs_two_groups(tmp_path: Path) -> None:
+    manifest = speakers(tmp_path / "set", {"ann": 6})
+    assert "one group" in refusal(
+        config_for(manifest, split_by="group", group_column="speaker", label_column="label")
+    )
+
+
+def test_split_by_stratified_divides_each_class_and_names_those_too_small(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 20, "dog": 10, "eel": 1})
+    data = prepare(config_for(folder, split_by="stratified"))
+    assert sorted(Path(name).parts[0] for name in names(data.evaluation)) == ["cat"] * 4 + ["dog"] * 2
+    assert "too few clips to divide, all to train on: eel" in data.notes
+
+
+# Labels
+
+
+def test_labels_are_numbered_in_their_order_and_every_clip_has_its_own(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "digits", {"10": 2, "9": 2, "1": 2})
+    data = prepare(config_for(folder))
+    assert data.labels == ["1", "9", "10"]
+    for part in (data.train, data.evaluation):
+        assert [data.labels[id] for id in part.labels] == [name.split("/")[0] for name in names(part)]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_that_is_only_evaluated_is_named(tmp_path: Path, split: str) -> None:
+    folder = splits_folder(tmp_path / "sounds", train=3, validation=1, test=1)
+    write_class_folders(folder / split, {"emu": 1})
+    message = refusal(config_for(folder))
+    assert "emu" in message
+    assert "cat, dog" in message
+
+
+def test_one_class_is_refused_with_its_name(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 5})
+    message = refusal(config_for(folder))
+    assert "one class, cat" in message
+    assert "--label-column" in message
+
+
+def test_a_label_whose_clips_all_went_to_the_evaluation_is_noted(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 10, "dog": 1, "emu": 10})
+    for seed in range(30):
+        _, evaluation = random_split(21, 0.2, seed)
+        if 10 in evaluation:  # the only dog
+            break
+    data = prepare(config_for(folder, seed=seed))
+    assert "no clip to train on for the label dog" in data.notes
+    assert data.labels == ["cat", "dog", "emu"]
+
+
+def test_too_few_clips_to_divide_are_refused(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 1, "dog": 1})
+    assert "no clips to train on" in refusal(config_for(folder, eval_fraction=0.9))
+    assert "--eval-fraction" in refusal(config_for(folder, eval_fraction=0.9))
+
+
+# Clips that cannot be used
+
+
+def test_clips_that_do_not_decode_are_left_out_with_a_line_each_and_a_count(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 30, "dog": 30})
+    (folder / "cat" / "03.wav").write_text("no audio")
+    (folder / "dog" / "07.wav").write_bytes(b"")
+    data = prepare(config_for(folder))
+    used = {*data.train.paths, *data.evaluation.paths}
+    assert len(used) == 58
+    assert not used & {str(folder / "cat" / "03.wav"), str(folder / "dog" / "07.wav")}
+    lines = [note for note in data.notes if note.startswith("left out: ")]
+    assert len(lines) == 2
+    assert lines[0].startswith(f"left out: {folder / 'cat' / '03.wav'} does not decode: ")
+    assert "07.wav" in lines[1]
+    assert "left out in all: 2 of 60 clips" in data.notes
+
+
+def test_the_division_is_of_the_clips_that_can_be_used(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 30, "dog": 31})
+    (folder / "cat" / "00.wav").write_text("no audio")
+    data = prepare(config_for(folder, seed=1))
+    assert (len(data.train), len(data.evaluation)) == (48, 12)
+    every = [f"cat/{i:02d}.wav" for i in range(1, 30)] + [f"dog/{i:02d}.wav" for i in range(31)]
+    assert names(data.evaluation) == [every[row] for row in random_split(60, 0.2, 1)[1]]
+
+
+def test_more_than_a_twentieth_of_bad_clips_ends_the_run_with_3(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 20, "dog": 20})
+    for index in range(2):  # five in a hundred are allowed
+        (folder / "cat" / f"{index:02d}.wav").write_text("no audio")
+    assert "left out in all: 2 of 40 clips" in prepare(config_for(folder)).notes
+    (folder / "cat" / "02.wav").write_text("no audio")
+    with pytest.raises(InputsRefused) as refused:
+        prepare(config_for(folder))
+    message = str(refused.value)
+    assert refused.value.exit_code == 3
+    assert "3 of 40 clips cannot be used" in message
+    assert "--max-bad-clips 0.05" in message
+    assert str(folder / "cat" / "00.wav") in message
+    assert "\n" not in message
+    assert len(prepare(config_for(folder, max_bad_clips=0.1)).train) == 29
+
+
+def test_no_more_than_twenty_bad_clips_get_a_line_each(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 30, "dog": 10})
+    for index in range(25):
+        (folder / "cat" / f"{index:02d}.wav").write_text("no audio")
+    notes = prepare(config_for(folder, max_bad_clips=1.0)).notes
+    assert sum(note.startswith("left out: ") for note in notes) == 20
+    assert "left out in all: 25 of 40 clips" in notes
+
+
+def test_a_clip_shorter_than_the_receptive_field_is_left_out_and_named(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 30, "dog": 30})
+    soundfile.write(folder / "cat" / "00.wav", noise(RECEPTIVE_FIELD - 1), 16_000)
+    soundfile.write(folder / "cat" / "01.wav", noise(RECEPTIVE_FIELD), 16_000)
+    data = prepare(config_for(folder))
+    used = {*data.train.paths, *data.evaluation.paths}
+    assert str(folder / "cat" / "00.wav") not in used
+    assert str(folder / "cat" / "01.wav") in used
+    (line,) = (note for note in data.notes if note.startswith("left out: "))
+    assert str(folder / "cat" / "00.wav") in line
+    assert "shorter than what the model needs to hear, 25 ms" in line
+
+
+def test_hearing_less_than_the_model_needs_is_blamed_on_the_flag_not_on_the_clips(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3})
+    assert "--max-seconds" in refusal(config_for(folder, max_seconds=0.01))
+
+
+def test_test_clips_that_cannot_be_used_are_no_test_set(tmp_path: Path) -> None:
+    folder = splits_folder(tmp_path / "sounds", train=30, validation=5)
+    for label in ("cat", "dog"):
+        (folder / "test" / label).mkdir(parents=True)
+        (folder / "test" / label / "a.wav").write_text("no audio")
+    assert "None of the test clips can be used" in refusal(config_for(folder, max_bad_clips=0.5))
+
+
+# Cutting
+
+
+def test_what_max_seconds_costs_is_said(tmp_path: Path) -> None:
+    for label, seconds in {"cat": 0.1, "dog": 0.1, "emu": 0.4, "fox": 0.2}.items():
+        write_class_folders(tmp_path / "sounds", {label: 2}, seconds)
+    folder = tmp_path / "sounds"
+    # Of 1.6 s in all, 0.8 s are heard: 8 times 0.1 s.
+    data = prepare(config_for(folder, max_seconds=0.1))
+    assert data.notes == ["--max-seconds 0.1 cuts 50% of the clips; 50% of the audio is never heard"]
+    assert {len(data.train[index][0]) for index in range(len(data.train))} == {1_600}
+
+
+@pytest.mark.parametrize("max_seconds", [0.1, 0.5, None])
+def test_where_nothing_is_cut_nothing_is_said(tmp_path: Path, max_seconds: float | None) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3})
+    assert prepare(config_for(folder, max_seconds=max_seconds)).notes == []
+
+
+def test_a_max_seconds_longer_than_any_recording_cuts_nothing_or_is_refused(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3})
+    assert prepare(config_for(folder, max_seconds=86_400.0)).notes == []
+    with pytest.raises(UserError, match="--max-seconds"):
+        parse_train(["--max-seconds", "1e305"])
+
+
+def test_a_prepared_clip_is_what_decode_gives(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3}, seconds=0.2)
+    data = prepare(config_for(folder, max_seconds=0.15))
+    for index, path in enumerate(data.train.paths):
+        waveform, _ = data.train[index]
+        np.testing.assert_array_equal(waveform, decode(Path(path), 16_000, 2_400).waveform)
+    assert data.train.num_samples.tolist() == [2_400] * len(data.train)
+
+
+def test_the_fingerprint_follows_the_division(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 10, "dog": 10})
+    base = prepare(config_for(folder)).fingerprint
+    assert prepare(config_for(folder)).fingerprint == base
+    assert prepare(config_for(folder, seed=1)).fingerprint != base
+    assert prepare(config_for(folder, eval_fraction=0.5)).fingerprint != base

@@ -1,0 +1,346 @@
+"""A name on the command line -> clips: folders, manifests, Hub data sets, and the order of labels."""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import soundfile
+from data_helpers import noise, write_class_folders, write_table, write_wav
+
+from audiocls.data.sources import Columns, Source, label_order, load_source
+from audiocls.errors import InputOutputFailed, UserError
+
+DEFAULT = Columns("audio", "intent_class")
+COLUMNS = Columns("path", "label")
+
+
+def load(name: Path | str, columns: Columns = COLUMNS) -> Source:
+    return load_source(str(name), columns, cache_dir=Path(name).parent / "cache")
+
+
+def named(source: Source) -> dict[str, list[tuple[str, str]]]:
+    """For each split the clips' file names and labels."""
+    return {
+        split: [(Path(clip.path).name, clip.label) for clip in clips]
+        for split, clips in source.splits.items()
+    }
+
+
+def refusal(name: Path | str, columns: Columns = COLUMNS) -> str:
+    with pytest.raises(UserError) as refused:
+        load(name, columns)
+    assert refused.value.exit_code == 2
+    return str(refused.value)
+
+
+# Folders
+
+
+def test_a_folder_of_class_folders_is_a_train_split(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 1})
+    source = load(folder, DEFAULT)
+    assert named(source) == {"train": [("00.wav", "cat"), ("00.wav", "dog"), ("01.wav", "dog")]}
+    assert source.notes == []
+    assert source.label_names is None
+    assert all(
+        clip.audio.read() == Path(clip.path) and Path(clip.path).exists() for clip in source.splits["train"]
+    )
+
+
+def test_names_with_spaces_and_other_letters_are_kept(tmp_path: Path) -> None:
+    write_wav(tmp_path / "my sounds" / "große Katze" / "première prise 1.wav")
+    (clip,) = load(tmp_path / "my sounds", DEFAULT).splits["train"]
+    assert clip.label == "große Katze"
+    assert clip.path == str(tmp_path / "my sounds" / "große Katze" / "première prise 1.wav")
+
+
+def test_clips_in_subfolders_belong_to_the_class_above(tmp_path: Path) -> None:
+    write_wav(tmp_path / "sounds" / "dog" / "monday" / "a.wav")
+    write_wav(tmp_path / "sounds" / "dog" / "b.wav")
+    assert named(load(tmp_path / "sounds", DEFAULT)) == {"train": [("b.wav", "dog"), ("a.wav", "dog")]}
+
+
+@pytest.mark.parametrize("names", [("train", "validation", "test"), ("train", "dev", "testing")])
+def test_train_validation_and_test_folders_are_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for number, name in enumerate(names, start=1):
+        write_class_folders(tmp_path / "sounds" / name, {"dog": number, "cat": number})
+    source = load(tmp_path / "sounds", DEFAULT)
+    assert {split: len(clips) for split, clips in source.splits.items()} == {
+        "train": 2,
+        "validation": 4,
+        "test": 6,
+    }
+    assert {clip.label for clips in source.splits.values() for clip in clips} == {"dog", "cat"}
+
+
+def test_classes_named_as_splits_are_classes(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "vehicles", {"train": 2, "car": 2})
+    assert {label for _, label in named(load(folder, DEFAULT))["train"]} == {"train", "car"}
+
+
+def test_hidden_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 2})
+    (folder / "dog" / "notes.txt").write_text("woof")
+    (folder / "dog" / ".DS_Store").write_bytes(b"\0")
+    (folder / "cat" / "._00.wav").write_bytes(b"\0")  # what macOS leaves beside a file
+    write_wav(folder / ".cache" / "x.wav")
+    write_wav(folder / "cat" / ".trash" / "x.wav")
+    source = load(folder, DEFAULT)
+    assert len(source.splits["train"]) == 4
+    (note,) = source.notes
+    assert "3 files" in note
+    assert "hidden or not audio" in note
+
+
+def test_what_libsndfile_cannot_read_is_not_passed_over(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    (folder / "dog" / "voice.m4a").write_bytes(b"\0\0\0 ftypM4A ")
+    assert ("voice.m4a", "dog") in named(load(folder, DEFAULT))["train"]
+
+
+def test_suffixes_count_in_any_case(tmp_path: Path) -> None:
+    write_wav(tmp_path / "sounds" / "dog" / "A.WAV")
+    assert named(load(tmp_path / "sounds", DEFAULT)) == {"train": [("A.WAV", "dog")]}
+
+
+def test_a_folder_without_class_folders_says_how_to_arrange_it(tmp_path: Path) -> None:
+    write_wav(tmp_path / "flat" / "a.wav")
+    assert "put each class's clips in a folder of its own" in refusal(tmp_path / "flat", DEFAULT)
+    (tmp_path / "empty").mkdir()
+    assert "holds no audio" in refusal(tmp_path / "empty", DEFAULT)
+
+
+def test_a_group_column_needs_a_manifest(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    assert "--group-column" in refusal(folder, Columns("audio", "label", "speaker"))
+
+
+def test_what_is_no_data_set_is_said_without_asking_the_hub(tmp_path: Path) -> None:
+    write_wav(tmp_path / "a.wav")
+    assert "is a file, not a data set" in refusal(tmp_path / "a.wav")
+    assert "There is no " in refusal(tmp_path / "nowhere")
+    assert "There is no " in refusal("./nowhere")
+    assert "There is no " in refusal("one/two/three")
+
+
+# Manifests
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_manifest_names_files_relative_to_itself_or_absolutely(tmp_path: Path, suffix: str) -> None:
+    away = tmp_path / "else where" / "b.wav"
+    rows = [("clips/a.wav", "yes"), (str(away), "no")]
+    path = tmp_path / "set" / f"clips.{suffix}"
+    path.parent.mkdir()
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps({"path": file, "label": label}) + "\n" for file, label in rows))
+    else:
+        write_table(path, ("path", "label"), rows)
+    source = load(path)
+    assert [(clip.path, clip.label) for clip in source.splits["train"]] == [
+        (str(tmp_path / "set" / "clips" / "a.wav"), "yes"),
+        (str(away), "no"),
+    ]
+    assert source.notes == []
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_byte_order_marks_and_windows_line_ends_change_nothing(
+    tmp_path: Path, suffix: str, mark: str, line_end: str
+) -> None:
+    separator = "\t" if suffix == "tsv" else ","
+    lines = [("path", "label"), ("a.wav", "yes"), ("b.wav", "né"), ("c.wav", "two words")]
+    text = mark + "".join(separator.join(line) + line_end for line in lines)
+    (tmp_path / f"clips.{suffix}").write_bytes(text.encode())
+    assert named(load(tmp_path / f"clips.{suffix}")) == {"train": lines[1:]}
+
+
+def test_json_lines_with_a_byte_order_mark_windows_line_ends_and_empty_lines(tmp_path: Path) -> None:
+    text = '\ufeff{"path": "a.wav", "label": 3}\r\n\r\n{"path": "b.wav", "label": "yes"}\r\n'
+    (tmp_path / "clips.jsonl").write_bytes(text.encode())
+    assert named(load(tmp_path / "clips.jsonl")) == {"train": [("a.wav", "3"), ("b.wav", "yes")]}
+
+
+def test_quoted_cells_may_hold_separators_and_quotes(tmp_path: Path) -> None:
+    write_table(tmp_path / "clips.csv", ("path", "label"), [("a, b.wav", 'the "best", so far')])
+    assert named(load(tmp_path / "clips.csv")) == {"train": [("a, b.wav", 'the "best", so far')]}
+
+
+def test_a_split_column_divides_and_an_empty_cell_means_train(tmp_path: Path) -> None:
+    splits = ("train", "dev", "TEST", "", "valid", "held-out")
+    rows = [(f"{number}.wav", "a", split) for number, split in enumerate(splits)]
+    write_table(tmp_path / "clips.csv", ("path", "label", "split"), rows)
+    assert {split: len(clips) for split, clips in load(tmp_path / "clips.csv").splits.items()} == {
+        "train": 2,
+        "validation": 2,
+        "test": 1,
+        "held-out": 1,
+    }
+
+
+def test_a_group_column_names_each_clips_group(tmp_path: Path) -> None:
+    rows = [("a.wav", "yes", "ann"), ("b.wav", "no", 7)]
+    write_table(tmp_path / "clips.csv", ("path", "label", "speaker"), rows)
+    source = load(tmp_path / "clips.csv", Columns("path", "label", "speaker"))
+    assert [clip.group for clip in source.splits["train"]] == ["ann", "7"]
+    assert [clip.group for clip in load(tmp_path / "clips.csv").splits["train"]] == [None, None]
+    message = refusal(tmp_path / "clips.csv", Columns("path", "label", "person"))
+    assert "'person'" in message
+    assert "path, label, speaker" in message
+    assert "--group-column" in message
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_clips_without_a_label_are_left_out_and_counted(tmp_path: Path, suffix: str) -> None:
+    labels = ["yes", "", "-1", " ", "no", "0"]
+    path = tmp_path / f"clips.{suffix}"
+    if suffix == "csv":
+        write_table(path, ("path", "label"), [(f"{i}.wav", label) for i, label in enumerate(labels)])
+    else:
+        rows = [
+            {"path": f"{i}.wav", "label": label} for i, label in enumerate([*labels[:2], -1, None, "no", 0])
+        ]
+        path.write_text("\n".join(map(json.dumps, rows)))
+    source = load(path)
+    assert named(source) == {"train": [("0.wav", "yes"), ("4.wav", "no"), ("5.wav", "0")]}
+    (note,) = source.notes
+    assert "3 clips without a label left out" in note
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("long.csv", "path,label\na.wav,yes\nb.wav,no,more\n"),
+        ("short.csv", "path,label,split\na.wav,yes,train\nb.wav,no\n"),
+        ("unclosed.csv", 'path,label\na.wav,yes\n"b.wav,no\n'),
+        ("list.jsonl", '{"path": "a.wav", "label": "yes"}\n["b.wav", "no"]\n'),
+    ],
+)
+def test_a_ragged_row_is_refused_with_its_number(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    message = refusal(tmp_path / name)
+    assert name in message
+    assert "row 2" in message or "unclosed" in name
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"path": "a.wav", "label": "yes"}\n{"path": \n'),
+        ("a.csv", b"path,label\n\xff\xfe,yes\n"),
+        ("a.csv", b""),
+        ("a.csv", b"path,label\n"),
+        ("a.jsonl", b"\n"),
+        ("a.csv", b"path,label\n,yes\n"),
+    ],
+)
+def test_a_manifest_that_says_nothing_usable_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert name in refusal(tmp_path / name)
+
+
+def test_a_manifest_that_is_not_there_is_an_input_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(InputOutputFailed, match=r"nowhere\.csv cannot be read"):
+        load(tmp_path / "nowhere.csv")
+
+
+def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
+    write_table(tmp_path / "clips.csv", ("recording", "spoken", "split"), [("a.wav", "yes", "train")])
+    message = refusal(tmp_path / "clips.csv", DEFAULT)
+    for words in ("'audio'", "recording, spoken, split", "--audio-column"):
+        assert words in message
+    message = refusal(tmp_path / "clips.csv", Columns("recording", "label"))
+    for words in ("'label'", "recording, spoken, split", "--label-column"):
+        assert words in message
+
+
+@pytest.mark.parametrize(("audio", "label"), [("path", "label"), ("file", "class"), ("filename", "category")])
+def test_one_obvious_column_is_taken_and_noted(tmp_path: Path, audio: str, label: str) -> None:
+    write_table(tmp_path / "clips.csv", (audio, label), [("a.wav", "yes")])
+    source = load(tmp_path / "clips.csv", DEFAULT)
+    assert named(source) == {"train": [("a.wav", "yes")]}
+    assert len(source.notes) == 2
+    assert f"no column 'audio': '{audio}' is taken for the audio" in source.notes[0]
+    assert f"no column 'intent_class': '{label}' is taken for the label" in source.notes[1]
+
+
+def test_of_two_obvious_columns_none_is_taken(tmp_path: Path) -> None:
+    write_table(tmp_path / "clips.csv", ("path", "label", "class"), [("a.wav", "yes", "no")])
+    assert "--label-column" in refusal(tmp_path / "clips.csv", DEFAULT)
+    assert named(load(tmp_path / "clips.csv", Columns("path", "class"))) == {"train": [("a.wav", "no")]}
+
+
+# Hub data sets: their features decide
+
+
+def hub_source(monkeypatch: pytest.MonkeyPatch, columns: Columns) -> Source:
+    """What load_source makes of a Hub data set with three clips, held in memory."""
+    import datasets
+
+    wav = io.BytesIO()
+    soundfile.write(wav, noise(800), 8_000, format="WAV")
+    rows = {
+        "audio": [{"bytes": wav.getvalue(), "path": "x.wav"}] * 3,
+        "intent_class": [1, 0, -1],
+        "lang_id": [0, 1, 0],
+        "speaker": ["ann", "bob", "ann"],
+    }
+    table = datasets.Dataset.from_dict(rows)  # cast afterwards: encoding needs torchcodec
+    table = table.cast_column("audio", datasets.Audio(sampling_rate=8_000))
+    table = table.cast_column("intent_class", datasets.ClassLabel(names=["zoo", "ant"]))
+    table = table.cast_column("lang_id", datasets.ClassLabel(names=["en", "de"]))
+    monkeypatch.setattr("audiocls.data.sources.commit_of", lambda *name: "0" * 40)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kw: datasets.DatasetDict({"train": table}))
+    return load("owner/name", columns)
+
+
+def test_a_hub_data_set_gives_its_class_names_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = hub_source(monkeypatch, Columns("audio", "intent_class", "speaker"))
+    assert source.label_names == ["zoo", "ant"]
+    assert [(clip.path, clip.label, clip.group) for clip in source.splits["train"]] == [
+        ("owner/name/train/0", "ant", "ann"),
+        ("owner/name/train/1", "zoo", "bob"),
+    ]
+    assert source.notes == ["owner/name: 1 clip without a label left out"]
+    recording = source.splits["train"][0].audio.read()
+    assert isinstance(recording, bytes)
+    assert recording[:4] == b"RIFF"
+
+
+def test_a_hub_data_set_says_which_of_its_columns_hold_no_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="'speaker' holds no audio"):
+        hub_source(monkeypatch, Columns("speaker", "intent_class"))
+    with pytest.raises(UserError, match=r"no column 'label'\. It has: .*intent_class.*--label-column"):
+        hub_source(monkeypatch, Columns("audio", "label"))
+
+
+# The order of labels
+
+
+def test_labels_are_sorted_as_text_but_whole_numbers_by_value() -> None:
+    assert label_order(["b", "a", "C", "b"]) == ["C", "a", "b"]
+    assert label_order(["10", "9", "1", "9"]) == ["1", "9", "10"]
+    assert label_order(["10", "-2", "0"]) == ["-2", "0", "10"]
+    assert label_order(["10", "9", "nine"]) == ["10", "9", "nine"]
+
+
+@pytest.mark.parametrize("labels", [["1", "01"], ["²", "1"], ["--1", "2"], ["-", "1"], ["٣", "1"]])
+def test_labels_that_only_look_like_numbers_are_ordered_too(labels: list[str]) -> None:
+    assert set(label_order(labels)) == set(labels)
+    assert label_order(labels) == label_order(labels[::-1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems refuse such a name")
+def test_a_class_folder_whose_name_is_not_unicode_is_refused_or_kept_but_no_bug(tmp_path: Path) -> None:
+    dog = write_wav(tmp_path / "sounds" / "dog" / "a.wav")
+    shutil.copytree(dog.parent, tmp_path / "sounds" / os.fsdecode(b"caf\xe9"))
+    try:
+        source = load(tmp_path / "sounds", DEFAULT)
+    except UserError:
+        return
+    assert len(source.splits["train"]) == 2
