@@ -29,7 +29,7 @@ def main() -> int:
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
     if config.freeze_feature_encoder:
         freeze_feature_encoder(loaded.model, config.model)
-    write_run(run_folder, config, data, device)
+    write_run(run_folder, config, data, backbone, device)
     say_start(config, data, loaded, device, run_folder)
 
     with RunLog(run_folder) as log:

@@ -14,6 +14,8 @@ os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
+_no_answer: list[str] = []  # why the Hub was given up in this process
+
 TIMEOUT_SECONDS = 10  # for the first answer; the libraries' own retries take 24 s a file
 
 
@@ -48,8 +50,9 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
             f"{what} {name} is neither a local folder nor on the Hub. (If it is private there, log in with "
             "`hf auth login`.)"
         ) from None
-    except Exception:  # the client lets several libraries' errors through; all mean: no useful answer
+    except Exception as error:  # the client lets several libraries' errors through: no useful answer
         constants.HF_HUB_OFFLINE = True
+        _no_answer.append(first_line(error))
         return None
 
 
@@ -64,14 +67,16 @@ def loading(what: str) -> Iterator[None]:
         from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE:
+            why = _no_answer[0] if _no_answer else "HF_HUB_OFFLINE is set"
             raise InputOutputFailed(
-                f"{what} is not in the local cache, and {constants.ENDPOINT} could not be reached (or "
-                "HF_HUB_OFFLINE is set). Try --demo, which needs no network, or give a local folder."
+                f"{what} is not in the local cache, and {constants.ENDPOINT} could not be reached ({why}). "
+                "Try --demo, which needs no network, or give a local folder."
             ) from error
-        first_line = next(iter(str(error).splitlines()), "")
-        raise InputOutputFailed(
-            f"{what} could not be loaded: {type(error).__name__}: {first_line}"
-        ) from error
+        raise InputOutputFailed(f"{what} could not be loaded: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def quiet_transformers() -> None:

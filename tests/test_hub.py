@@ -197,6 +197,7 @@ def test_train_without_flags_runs_the_guide_and_writes_a_run_folder(guide: Guide
     written = {path.name for path in guide.folder.iterdir()}
     assert written == {"run.json", "metrics.jsonl", "predictions.jsonl", "checkpoints", "best"}
     run = json.loads((guide.folder / "run.json").read_text())
+    assert set(run["hub_commits"]) == {"PolyAI/minds14", "facebook/wav2vec2-base"}
     assert run["config"]["dataset"] == "PolyAI/minds14"
     assert run["config"]["max_steps"] == 2
     assert run["clips"] == {

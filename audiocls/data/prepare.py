@@ -26,6 +26,7 @@ class RunData:
     labels: list[str]
     eval_name: str  # the split or set that the evaluation is
     notes: list[str] = field(default_factory=list)
+    commits: dict[str, str] = field(default_factory=dict)  # of each data set on the Hub
 
     @property
     def fingerprint(self) -> str:
@@ -71,9 +72,8 @@ def prepare_data(
     check_labels(source.name, labels, train_clips, [*eval_clips, *test_clips])
 
     clips = [*train_clips, *eval_clips, *test_clips]
-    notes = [
-        note for one in {id(s): s for s in (source, eval_source, test_source)}.values() for note in one.notes
-    ]
+    sources = {one.name: one for one in (source, eval_source, test_source)}
+    notes = [note for one in sources.values() for note in one.notes]
     waveforms = decode_all(clips, sampling_rate, max_samples, cache_dir, progress=progress)
     good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
 
@@ -100,7 +100,8 @@ def prepare_data(
     train, evaluation, test = (
         ClipDataset(waveforms, rows, label_ids[rows]) for rows in (train_rows, eval_rows, test_rows)
     )
-    return RunData(train, evaluation, test if test_clips else None, labels, eval_name, notes)
+    commits = {one.name: one.commit for one in sources.values() if one.commit is not None}
+    return RunData(train, evaluation, test if test_clips else None, labels, eval_name, notes, commits)
 
 
 def split_named(source: Source, split: str, flag: str) -> list[Clip]:

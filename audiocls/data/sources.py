@@ -90,6 +90,7 @@ class Source:
     splits: dict[str, list[Clip]] = field(default_factory=dict)
     label_names: list[str] | None = None  # a ClassLabel's, in their order
     notes: list[str] = field(default_factory=list)
+    commit: str | None = None  # on the Hub, where it comes from there
 
 
 @dataclass(frozen=True)
@@ -259,7 +260,7 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
             if "config" not in str(error).lower():
                 raise
             raise UserError(f"{name}: {error} Name one with --dataset-config.") from None
-    source = Source(name)
+    source = Source(name, commit=commit)
     for split, table in loaded.items():
         features = table.features
         class_labels = [key for key, value in features.items() if isinstance(value, datasets.ClassLabel)]

@@ -51,6 +51,7 @@ class Backbone:
     revision: str | None
     config: Any  # a transformers PretrainedConfig
     feature_extractor: Any
+    commit: str | None = None  # on the Hub, where it comes from there
 
     @property
     def sampling_rate(self) -> int:
@@ -121,10 +122,11 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
         return Backbone(
             name, None, Wav2Vec2Config(**TINY), Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR)
         )
+    commit = None
     if not Path(name).is_dir():
         if is_missing_path(name):
             raise UserError(f"There is no folder {name}.")
-        commit_of("model", name, revision)
+        commit = commit_of("model", name, revision)
     with loading(f"The model {name}"):
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         if config.model_type not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES:
@@ -138,7 +140,7 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
     # Set in the published config of wav2vec2-base. It costs a quarter to a half of the speed.
     if getattr(config, "gradient_checkpointing", False):
         del config.gradient_checkpointing
-    return Backbone(name, revision, config, feature_extractor)
+    return Backbone(name, revision, config, feature_extractor, commit)
 
 
 def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:

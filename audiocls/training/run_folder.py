@@ -15,6 +15,7 @@ from audiocls.config import MANIFEST_SUFFIXES, TrainConfig, flag_name
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.model.backbone import Backbone
 from audiocls.storage import failing_as, write_json
 
 # What a resumed run may change: the rest decides what is computed.
@@ -69,7 +70,9 @@ def remove_run(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def write_run(folder: Path, config: TrainConfig, data: RunData, device: torch.device) -> None:
+def write_run(
+    folder: Path, config: TrainConfig, data: RunData, backbone: Backbone, device: torch.device
+) -> None:
     """Write run.json: the run begins. One that is resumed is checked to be the same, one overwritten removed.
 
     Raises UserError where it would be another run.
@@ -84,6 +87,7 @@ def write_run(folder: Path, config: TrainConfig, data: RunData, device: torch.de
             "test": len(data.test) if data.test else 0,
         },
         "evaluation_is": data.eval_name,
+        "hub_commits": data.commits | ({config.model: backbone.commit} if backbone.commit else {}),
         "device": device_name(device),
         "precision": pick_precision(config.precision, device),
         "versions": {
