@@ -58,19 +58,22 @@ def save_checkpoint(
     keep: int,
     predictions: str | None = None,
 ) -> None:
-    """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and the best."""
+    """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and what was best."""
     folder = step_folder(run_folder, state.step)
     if predictions is None and damage(folder) is None:
         return  # nothing has happened since it was saved
-    with complete_folder(folder, step=state.step) as unfinished:
+    with complete_folder(folder, step=state.step, best_step=state.best_step) as unfinished:
         save_model(loaded, unfinished)
         save_file(optimizer_tensors(loaded.model, optimizer), unfinished / "optimizer.safetensors")
         training_state = {"state": dataclasses.asdict(state), "scaler": scaler.state_dict()}
         (unfinished / "training_state.json").write_text(json.dumps(training_state, indent=2))
         if predictions is not None:
             (unfinished / "predictions.jsonl").write_text(predictions, encoding="utf-8")
-    for old in step_folders(run_folder)[:-keep]:
-        if old != step_folder(run_folder, state.best_step or 0):
+    folders = step_folders(run_folder)
+    # Each of those that stay may be resumed from, and then needs the one that was best up to there.
+    best_steps = {manifest_of(folder).get("best_step") for folder in folders[-keep:]}
+    for old in folders[:-keep]:
+        if manifest_of(old).get("step") not in best_steps:
             shutil.rmtree(old, ignore_errors=True)
 
 

@@ -85,6 +85,7 @@ def train(
             )
             set_learning_rate(optimizer, learning_rate)
             step_loss = torch.zeros((), device=device)
+            heard_samples = 0
 
             for micro_batch in range(len(step)):
                 if stop.requested:  # the gradient of the unfinished step is discarded
@@ -96,7 +97,7 @@ def train(
                 wait_began = time.perf_counter()
                 batch = next(batches)
                 state.window.data_wait_seconds += time.perf_counter() - wait_began
-                state.window.audio_seconds += batch.num_samples / backbone.sampling_rate
+                heard_samples += batch.num_samples
 
                 batch = batch.to(device)
                 seed_everything(config.seed, state.step, micro_batch)
@@ -128,6 +129,7 @@ def train(
             state.step_in_epoch += 1
             state.window.loss_sum += loss_sum
             state.window.clips += num_clips
+            state.window.audio_seconds += heard_samples / backbone.sampling_rate
             state.window.seconds += time.perf_counter() - step_began
             log.advance(loss_sum / num_clips)
             if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
