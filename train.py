@@ -26,7 +26,9 @@ def main() -> int:
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, progress=sys.stderr.isatty())
-    loaded = load_for_training(backbone, data.labels, seed=config.seed)
+    loaded = load_for_training(
+        backbone, data.labels, seed=config.seed, padding_invariant=config.padding_invariant
+    )
     if config.freeze_feature_encoder:
         freeze_feature_encoder(loaded.model, config.model)
     write_run(run_folder, config, data, backbone, device)

@@ -104,11 +104,19 @@ class TrainConfig:
         False, "do not train the convolutional encoder (faster, less memory)", group=MODEL
     )
 
+    padding_invariant: bool = option(
+        True, "a clip's result does not depend on its batch's padding, where the model allows it", group=MODEL
+    )
+
     learning_rate: float = option(3e-5, "peak learning rate of AdamW", group=TRAINING, above=0)
     batch_size: int = option(32, "clips in a micro-batch on a device", group=TRAINING, minimum=1)
     gradient_accumulation_steps: int = option(
         4, "micro-batches in an optimizer step", group=TRAINING, minimum=1
     )
+    max_batch_seconds: float | None = option(
+        None, "bound a micro-batch's padded audio: its clips times its longest", group=TRAINING, above=0
+    )
+    bucket: bool = option(True, "let clips of like length share a batch: less padding", group=TRAINING)
     epochs: int = option(10, "passes over the training clips", group=TRAINING, minimum=1)
     max_steps: int | None = option(
         None, "stop after this many optimizer steps; overrides --epochs", group=TRAINING, minimum=1
@@ -168,6 +176,8 @@ class TrainConfig:
         found = []
         if self.split_by == "group" and self.group_column is None:
             found.append("--split-by group needs --group-column: name the column that holds the speaker.")
+        if self.max_batch_seconds is not None and not self.bucket:
+            found.append("--max-batch-seconds divides clips sorted by length: leave out --no-bucket.")
         if self.resume and self.overwrite:
             found.append("--resume continues a run and --overwrite replaces it: give one of them.")
         if self.eval_every != "epoch" and not isinstance(self.eval_every, int):

@@ -248,13 +248,14 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path
 
 @pytest.fixture(scope="session")
 def build_model(model_folder: Callable[..., Path]) -> Callable[..., LoadedModel]:
-    """build_model(seed=0, **config) -> LoadedModel: SMALL changed by `config`, its head drawn by `seed`."""
+    """build_model(seed=0, padding_invariant=True, **config) -> LoadedModel: SMALL changed by `config`."""
     folders: dict[str, Path] = {}
 
-    def make(seed: int = 0, **config: Any) -> LoadedModel:
+    def make(seed: int = 0, padding_invariant: bool = True, **config: Any) -> LoadedModel:
         if repr(config) not in folders:
             folders[repr(config)] = model_folder(**config)
-        return load_for_training(open_backbone(str(folders[repr(config)])), LABELS, seed=seed)
+        backbone = open_backbone(str(folders[repr(config)]))
+        return load_for_training(backbone, LABELS, seed=seed, padding_invariant=padding_invariant)
 
     return make
 

@@ -45,7 +45,9 @@ def test_trains_on_clips_down_to_the_shortest_it_can_hear(architecture: tuple[st
     _, folder = architecture
     backbone = open_backbone(str(folder))
     model = load_for_training(backbone, LABELS, seed=0).model.train()
-    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_length)
+    collate = Collator(
+        backbone.feature_extractor, backbone.takes_waveforms, min_length=backbone.min_training_length
+    )
     shortest = backbone.min_samples
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)

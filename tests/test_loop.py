@@ -266,7 +266,7 @@ def test_each_record_has_the_keys_of_its_kind_and_the_end_is_the_last(
     data = run_data(12, num_test=7)
     settings = {"batch_size": 4, "gradient_accumulation_steps": 1, "epochs": 2, "eval_every": 2}
     run = train_in(tmp_path, build_model(), data, with_finish=True, **settings)
-    timing = ["samples_per_second", "audio_seconds_per_second", "data_wait_seconds"]
+    timing = ["samples_per_second", "audio_seconds_per_second", "data_wait_seconds", "padding_share"]
     scores = ["loss", "accuracy", "macro_f1", "num_samples"]
     expected = {
         "train": ["kind", "step", "epoch", "loss", "learning_rate", "grad_norm", *timing],
@@ -618,7 +618,7 @@ def test_the_test_set_is_scored_with_the_best_weights_and_not_the_last(
     assert data.test is not None
     config = TrainConfig(num_workers=0)
     best = load_for_training(open_backbone(str(tmp_path / "best")), data.labels, seed=0)
-    batches = loop.evaluation_loader(config, data.test, best.backbone, CPU)
+    batches = loop.evaluation_loader(config, data.test, best, CPU)
     expected = evaluate(best.model, batches, CPU, "fp32")
     record = run.records("test")[0]
     assert record["loss"] == pytest.approx(expected.loss, abs=1e-6)  # the same numbers, read from a file
@@ -673,7 +673,7 @@ def test_evaluation_is_scikit_learns_and_the_same_in_batches_of_any_size(
     results = []
     for eval_batch_size in (23, 4, 1):
         config = TrainConfig(eval_batch_size=eval_batch_size, num_workers=0)
-        batches = loop.evaluation_loader(config, data.evaluation, loaded.backbone, CPU)
+        batches = loop.evaluation_loader(config, data.evaluation, loaded, CPU)
         results.append(evaluate(loaded.model, batches, CPU, "fp32"))
         assert loaded.model.training
 

@@ -132,7 +132,9 @@ def test_losses_and_weights_are_the_trainers(
     theirs = run_trainer(tmp_path / "theirs", spread_model(data), data, **settings)
     before = spread_model(data)
     start = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
-    ours = train_in(tmp_path / "ours", before, data, batch_size=BATCH_SIZE, epochs=EPOCHS, **settings)
+    ours = train_in(
+        tmp_path / "ours", before, data, batch_size=BATCH_SIZE, epochs=EPOCHS, bucket=False, **settings
+    )
 
     steps, weights = theirs
     records = ours.records("train")
@@ -146,6 +148,38 @@ def test_losses_and_weights_are_the_trainers(
         torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=name)
     # Something was learned to compare: the weights moved a hundred times as far as they may be apart.
     assert max((ours.weights[name] - tensor).abs().max().item() for name, tensor in start.items()) > 1e-3
+
+
+def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_asked_for(
+    run_data: Callable[..., RunData],
+    spread_model: Callable[..., LoadedModel],
+    train_in: Callable[..., Run],
+    tmp_path: Path,
+) -> None:
+    """`--no-padding-invariant --no-bucket`: zeros beside a clip change its logits, here as there."""
+    data = run_data(24, samples=(400, 1_600))
+    settings = {"learning_rate": 1e-3, "gradient_accumulation_steps": 2, "seed": SEED}
+    steps, weights = run_trainer(
+        tmp_path / "theirs", spread_model(data, padding_invariant=False), data, **settings
+    )
+    losses = {}
+    for invariant in (False, True):
+        ours = train_in(
+            tmp_path / str(invariant),
+            spread_model(data, padding_invariant=invariant),
+            data,
+            batch_size=BATCH_SIZE,
+            epochs=EPOCHS,
+            bucket=False,
+            **settings,
+        )
+        losses[invariant] = [record["loss"] for record in ours.records("train")]
+        if not invariant:
+            for name, tensor in ours.weights.items():
+                torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=name)
+    expected = [entry["loss"] for entry in steps]
+    assert losses[False] == pytest.approx(expected, abs=TOLERANCE)
+    assert losses[True] != pytest.approx(expected, abs=0.01)
 
 
 def test_without_the_restored_division_the_trainers_loss_and_gradient_are_four_times_too_large(

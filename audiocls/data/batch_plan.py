@@ -1,4 +1,4 @@
-"""Which clips make which optimizer step: a pure function of (number of clips, seed, epoch, step size).
+"""Which clips make which optimizer step: a pure function of the clips' lengths, seed, epoch and step size.
 
 The position in a run is then a handful of integers: workers and interruptions cannot change what is trained
 on. Micro-batches only divide a step.
@@ -11,6 +11,10 @@ import numpy as np
 
 Step = list[list[int]]  # the micro-batches of an optimizer step, each a list of clips
 
+# Clips sorted by length at a time, in whole steps: enough that a batch is alike, few enough that an epoch is
+# still in random order.
+POOL_CLIPS = 256
+
 
 @dataclass(frozen=True)
 class BatchPlan:
@@ -22,10 +26,16 @@ class BatchPlan:
     seed: int
     epochs: int
     max_steps: int | None = None  # overrides epochs
+    lengths: np.ndarray | None = None  # int64 [clips]; where given, clips of like length share a step
+    max_batch_samples: int | None = None  # a micro-batch's clips times its longest; needs lengths
+
+    @property
+    def clips_per_step(self) -> int:
+        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:
-        return -(-self.num_clips // (self.batch_size * self.gradient_accumulation_steps))
+        return -(-self.num_clips // self.clips_per_step)
 
     @property
     def total_steps(self) -> int:
@@ -38,20 +48,52 @@ class BatchPlan:
 
     def steps(self, epoch: int) -> list[Step]:
         """The optimizer steps of one epoch."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(self.num_clips).tolist()
-        clips_per_step = self.batch_size * self.gradient_accumulation_steps
-        steps = [in_batches(clips, self.batch_size) for clips in in_batches(order, clips_per_step)]
-        return steps[: self.total_steps - epoch * self.steps_per_epoch]
+        generator = np.random.default_rng([self.seed, epoch])
+        order = generator.permutation(self.num_clips)
+        if self.lengths is not None:
+            order = bucketed(order, self.lengths, self.clips_per_step, generator)
+        steps = in_batches(order.tolist(), self.clips_per_step)
+        return [self.divide(clips) for clips in steps[: self.total_steps - epoch * self.steps_per_epoch]]
 
-    def is_due(self, every: int | str, step: int, step_in_epoch: int) -> bool:
-        """Whether something that happens each "epoch", or every so many steps, happens after this step."""
-        return step_in_epoch == self.steps_per_epoch if every == "epoch" else step % int(every) == 0
+    def divide(self, clips: list[int]) -> Step:
+        """The micro-batches of a step: `batch_size` clips each, fewer where that is too much audio."""
+        if self.max_batch_samples is None or self.lengths is None:
+            return in_batches(clips, self.batch_size)
+        step: Step = [[]]
+        longest = 0
+        for clip in clips:
+            longest = max(longest, int(self.lengths[clip]))
+            size = len(step[-1]) + 1
+            if step[-1] and (size > self.batch_size or size * longest > self.max_batch_samples):
+                step.append([])
+                longest = int(self.lengths[clip])
+            step[-1].append(clip)
+        return step
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> Iterator[list[int]]:
         """Every micro-batch from a place in the run to its end."""
         for later in range(epoch, self.num_epochs):
             for step in self.steps(later)[step_in_epoch if later == epoch else 0 :]:
                 yield from step
+
+    def is_due(self, every: int | str, step: int, step_in_epoch: int) -> bool:
+        """Whether something that happens each "epoch", or every so many steps, happens after this step."""
+        return step_in_epoch == self.steps_per_epoch if every == "epoch" else step % int(every) == 0
+
+
+def bucketed(
+    order: np.ndarray, lengths: np.ndarray, clips_per_step: int, generator: np.random.Generator
+) -> np.ndarray:
+    """`order` with clips of like length brought together: sorted in pools, whose steps are then shuffled.
+
+    The clips left over for a short last step are drawn before anything is sorted, so they are as long as any.
+    """
+    whole = len(order) // clips_per_step * clips_per_step
+    pool = max(1, POOL_CLIPS // clips_per_step) * clips_per_step
+    pools = [order[start : min(start + pool, whole)] for start in range(0, whole, pool)]
+    by_length = [clips[np.argsort(lengths[clips], kind="stable")] for clips in (*pools, order[whole:])]
+    steps = np.concatenate(by_length[:-1] or [order[:0]]).reshape(-1, clips_per_step)
+    return np.concatenate([generator.permutation(steps).reshape(-1), by_length[-1]])
 
 
 def in_batches(clips: list[int], batch_size: int) -> list[list[int]]:

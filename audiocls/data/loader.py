@@ -1,7 +1,7 @@
 """Waveforms and labels -> padded batches, through torch's DataLoader."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,17 @@ class Batch:
 
     inputs: dict[str, Tensor]  # as the model's forward names them, see Collator
     labels: Tensor  # int64 [batch]
-    num_samples: int  # of real audio, padding not counted
+    num_samples: int  # of real audio
+    padding_samples: int = 0  # beside it; of spectrograms not counted
 
     def pin_memory(self) -> "Batch":
         inputs = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels.pin_memory(), self.num_samples)
+        return replace(self, inputs=inputs, labels=self.labels.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on `device`; from pinned memory the copy does not wait."""
         inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return Batch(inputs, self.labels.to(device, non_blocking=True), self.num_samples)
+        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
@@ -63,33 +64,36 @@ class ClipDataset(Dataset):
 class Collator:
     """Examples -> Batch, as the model's feature extractor prescribes.
 
-    A waveform model gets `input_values`, float32 [batch, samples], padded on the right, and where its
-    feature extractor asks for one an `attention_mask`, int64 [batch, samples], 1 = real audio. A spectrogram
+    A waveform model gets `input_values`, float32 [batch, samples], padded on the right, and where `with_mask`
+    says so and something is padded an `attention_mask`, int64 [batch, samples], 1 = real audio. A spectrogram
     model (AST, Whisper, Wav2Vec2-BERT) gets what its own feature extractor makes.
     """
 
     feature_extractor: Any
     takes_waveforms: bool
+    with_mask: bool = False
     min_length: int = 0  # samples, or frames of a spectrogram, to pad to at least
 
     def __call__(self, examples: list[Example]) -> Batch:
         waveforms = [waveform for waveform, _ in examples]
         labels = torch.tensor([label for _, label in examples])
-        inputs = self.pad(waveforms) if self.takes_waveforms else self.extract(waveforms)
-        return Batch(inputs, labels, sum(map(len, waveforms)))
+        num_samples = sum(map(len, waveforms))
+        if not self.takes_waveforms:
+            return Batch(self.extract(waveforms), labels, num_samples)
+        inputs = self.pad(waveforms)
+        return Batch(inputs, labels, num_samples, inputs["input_values"].numel() - num_samples)
 
     def pad(self, waveforms: list[Waveform]) -> dict[str, Tensor]:
         longest = max(self.min_length, *map(len, waveforms))
         input_values = np.full((len(waveforms), longest), self.feature_extractor.padding_value, np.float32)
-        attention_mask = np.zeros((len(waveforms), longest), np.int64)
+        lengths = torch.tensor([len(waveform) for waveform in waveforms])
         for row, waveform in enumerate(waveforms):
             input_values[row, : len(waveform)] = (
                 normalize(waveform) if self.feature_extractor.do_normalize else waveform
             )
-            attention_mask[row, : len(waveform)] = 1
         inputs = {"input_values": torch.from_numpy(input_values)}
-        if self.feature_extractor.return_attention_mask:
-            inputs["attention_mask"] = torch.from_numpy(attention_mask)
+        if self.with_mask and lengths.min() < longest:
+            inputs["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
         return inputs
 
     def extract(self, waveforms: list[Waveform]) -> dict[str, Tensor]:

@@ -82,6 +82,10 @@ def prepare_data(
     train_rows, eval_rows, test_rows = (rows[good[rows]] for rows in (train_rows, eval_rows, test_rows))
     if not eval_clips:
         train_rows, eval_rows = divide(config, [clips[row] for row in train_rows], train_rows, notes)
+    # In order of length, so that a batch of the evaluation needs little padding.
+    eval_rows, test_rows = (
+        rows[np.argsort(waveforms.num_samples[rows], kind="stable")] for rows in (eval_rows, test_rows)
+    )
     for rows, what in ((train_rows, "train on"), (eval_rows, "evaluate on")):
         if len(rows) == 0:
             raise UserError(

@@ -44,8 +44,8 @@ class Classifier:
         classifier(["a.wav", "b.flac"])[0].label
         classifier([waveform], sampling_rate=8_000)   # float [samples] or [samples, channels]
 
-    A recording's scores do not depend on what else is classified with it: only recordings of one length share
-    a batch, unless the model's feature extractor brings all to one length.
+    A recording's scores do not depend on what else is classified with it. Where the architecture lets padding
+    through (see `audiocls.model.padding`), only recordings of one length share a batch.
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str = "fp32") -> None:
@@ -53,7 +53,10 @@ class Classifier:
         self.backbone = loaded.backbone
         self.device = device
         self.precision = precision
-        self.collate = Collator(loaded.backbone.feature_extractor, loaded.backbone.takes_waveforms)
+        self.padding_invariant = loaded.padding_invariant
+        self.collate = Collator(
+            loaded.backbone.feature_extractor, loaded.backbone.takes_waveforms, loaded.wants_mask
+        )
 
     @classmethod
     def from_pretrained(
@@ -148,10 +151,9 @@ class Classifier:
     @torch.inference_mode()
     def scores(self, waveforms: list[Waveform], batch_size: int) -> Iterator[Tensor]:
         """For each waveform float32 [labels]: what the model's problem type is scored by."""
-        lengths = [0 if self.backbone.has_fixed_length else len(waveform) for waveform in waveforms]
         alike: dict[int, list[int]] = {}
-        for index, length in enumerate(lengths):
-            alike.setdefault(length, []).append(index)
+        for index in sorted(range(len(waveforms)), key=lambda index: len(waveforms[index])):
+            alike.setdefault(0 if self.padding_invariant else len(waveforms[index]), []).append(index)
         logits: dict[int, Tensor] = {}
         for indices in alike.values():
             for batch_indices in in_batches(indices, batch_size):

@@ -11,6 +11,7 @@ import torch
 from audiocls.config import is_missing_path
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
+from audiocls.model.padding import make_padding_invariant
 from audiocls.torchaudio_guard import import_torchaudio
 
 # `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. It hears in frames of
@@ -65,11 +66,6 @@ class Backbone:
         return isinstance(self.feature_extractor, Wav2Vec2FeatureExtractor)
 
     @property
-    def has_fixed_length(self) -> bool:
-        """Whether every clip becomes an input of the same length (AST, Whisper)."""
-        return self.config.model_type in ("audio-spectrogram-transformer", "whisper")
-
-    @property
     def min_samples(self) -> int:
         """The model's receptive field: a shorter clip gives not one frame."""
         if not self.takes_waveforms:
@@ -103,7 +99,13 @@ class LoadedModel:
 
     model: Any  # a transformers PreTrainedModel, float32
     backbone: Backbone
+    padding_invariant: bool = False  # whether a clip's logits are the same whatever is padded beside it
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def wants_mask(self) -> bool:
+        """Whether a padded batch comes with an attention mask."""
+        return self.padding_invariant or self.backbone.feature_extractor.return_attention_mask
 
 
 def open_backbone(name: str, revision: str | None = None) -> Backbone:
@@ -143,7 +145,9 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
     return Backbone(name, revision, config, feature_extractor, commit)
 
 
-def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:
+def load_for_training(
+    backbone: Backbone, labels: Sequence[str], *, seed: int, padding_invariant: bool = True
+) -> LoadedModel:
     """The backbone's weights in float32, under a head for `labels`: random where the weights have none."""
     from transformers import Wav2Vec2ForSequenceClassification
 
@@ -153,7 +157,8 @@ def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -
     config.problem_type = "single_label_classification"
     torch.manual_seed(seed)
     if backbone.name == "tiny":
-        return LoadedModel(Wav2Vec2ForSequenceClassification(config), backbone)
+        model = Wav2Vec2ForSequenceClassification(config)
+        return LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model))
     model, report = load_weights(backbone)
     name = backbone.name
     lacking = [
@@ -167,7 +172,7 @@ def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -
     notes = []
     if report["unexpected_keys"]:
         notes.append(f"{name}: {first_of(sorted(report['unexpected_keys']))} are not used")
-    return LoadedModel(model, backbone, notes)
+    return LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model), notes)
 
 
 def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
@@ -186,7 +191,7 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
         raise UserError(
             f"{name} is not a fine-tuned classifier: {first_of(sorted(wrong))} are missing or do not fit."
         )
-    return LoadedModel(model.eval(), backbone)
+    return LoadedModel(model.eval(), backbone, make_padding_invariant(model))
 
 
 def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Architectures in which, apart from the group norm, the attention mask keeps padding out of every result. In
-# the others padding reaches real frames through the positional convolutions (Data2Vec-Audio), the convolution
-# modules (Wav2Vec2-Conformer) or the pooling (SEW, SEW-D).
+# Architectures in which, but for the group norm, the attention mask keeps padding out of every result.
 MASKED_WELL = {"wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat", "wav2vec2-bert"}
+# Those whose feature extractor brings every clip to one length.
+OF_ONE_LENGTH = {"audio-spectrogram-transformer", "whisper"}
+# In the others padding reaches real frames: through the positional convolutions (Data2Vec-Audio), the
+# convolution modules (Wav2Vec2-Conformer), the pooling of frames (SEW, SEW-D).
 
 
 class MaskedGroupNorm(nn.GroupNorm):
@@ -38,21 +40,21 @@ class MaskedGroupNorm(nn.GroupNorm):
         return centered * scale + self.bias[:, None]
 
 
-def make_padding_invariant(model: nn.Module) -> None:
+def make_padding_invariant(model: Any) -> bool:
     """Let a clip's logits not depend on the padding beside it, wherever an `attention_mask` is passed.
 
-    `model` is one of `MASKED_WELL`; its parameters and their names stay what they are.
+    Returns whether they now do not; the architectures that cannot be helped are left as they are. The model's
+    parameters and their names do not change.
     """
-    config: Any = model.config
-    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
-    if getattr(config, "feat_extract_norm", None) != "group" or len(norms) != 1:
-        return
-    norm: Any = norms[0]
-    norm.__class__ = MaskedGroupNorm
+    config = model.config
+    if config.model_type in MASKED_WELL and getattr(config, "feat_extract_norm", None) == "group":
+        norm: Any = next(module for module in model.modules() if isinstance(module, nn.GroupNorm))
+        norm.__class__ = MaskedGroupNorm
+        kernel, stride = config.conv_kernel[0], config.conv_stride[0]
 
-    def count_frames(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        frames = None if mask is None else (mask.sum(-1) - config.conv_kernel[0]) // config.conv_stride[0] + 1
-        norm.num_frames = frames
+        def count_frames(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            mask = kwargs.get("attention_mask")
+            norm.num_frames = None if mask is None else (mask.sum(-1) - kernel) // stride + 1
 
-    model.register_forward_pre_hook(count_frames, with_kwargs=True)
+        model.register_forward_pre_hook(count_frames, with_kwargs=True)
+    return config.model_type in MASKED_WELL | OF_ONE_LENGTH

@@ -19,6 +19,7 @@ SHORT = {
     "samples_per_second": "clips/s",
     "audio_seconds_per_second": "audio_s/s",
     "data_wait_seconds": "wait_s",
+    "padding_share": "padding",
     "wall_seconds": "wall_s",
 }
 
@@ -36,6 +37,7 @@ class Window:
     loss_sum: float = 0.0  # over clips
     clips: int = 0
     audio_seconds: float = 0.0
+    padding_seconds: float = 0.0
     data_wait_seconds: float = 0.0
     seconds: float = 0.0  # in optimizer steps; evaluations and saves are not counted
 
@@ -73,6 +75,7 @@ class RunLog:
             samples_per_second=window.clips / window.seconds,
             audio_seconds_per_second=window.audio_seconds / window.seconds,
             data_wait_seconds=window.data_wait_seconds,
+            padding_share=window.padding_seconds / (window.audio_seconds + window.padding_seconds),
         )
 
     def record(self, kind: str, **values: Any) -> int:

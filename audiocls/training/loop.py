@@ -17,7 +17,7 @@ from audiocls.data.loader import ClipDataset, Collator, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped
-from audiocls.model.backbone import Backbone, LoadedModel
+from audiocls.model.backbone import LoadedModel
 from audiocls.reporting.run_log import RunLog, Window
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
@@ -58,16 +58,20 @@ def train(
         config.seed,
         config.epochs,
         config.max_steps,
+        data.train.num_samples if config.bucket else None,
+        round(config.max_batch_seconds * backbone.sampling_rate) if config.max_batch_seconds else None,
     )
     state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
     save = functools.partial(
         save_checkpoint, run_folder, loaded, optimizer, scaler, state, keep=config.save_total_limit
     )
 
-    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms, backbone.min_training_length)
+    collate = Collator(
+        backbone.feature_extractor, backbone.takes_waveforms, loaded.wants_mask, backbone.min_training_length
+    )
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
     batches = iter(make_loader(data.train, remaining, collate, num_workers=config.num_workers, device=device))
-    eval_batches = evaluation_loader(config, data.evaluation, backbone, device)
+    eval_batches = evaluation_loader(config, data.evaluation, loaded, device)
 
     log.start(plan.total_steps, state.step, state.log_bytes)
     stop.defer()  # from here on a signal waits for the next micro-batch
@@ -85,7 +89,7 @@ def train(
             )
             set_learning_rate(optimizer, learning_rate)
             step_loss = torch.zeros((), device=device)
-            heard_samples = 0
+            heard_samples = padding_samples = 0
 
             for micro_batch in range(len(step)):
                 if stop.requested:  # the gradient of the unfinished step is discarded
@@ -98,6 +102,7 @@ def train(
                 batch = next(batches)
                 state.window.data_wait_seconds += time.perf_counter() - wait_began
                 heard_samples += batch.num_samples
+                padding_samples += batch.padding_samples
 
                 batch = batch.to(device)
                 seed_everything(config.seed, state.step, micro_batch)
@@ -130,6 +135,7 @@ def train(
             state.window.loss_sum += loss_sum
             state.window.clips += num_clips
             state.window.audio_seconds += heard_samples / backbone.sampling_rate
+            state.window.padding_seconds += padding_samples / backbone.sampling_rate
             state.window.seconds += time.perf_counter() - step_began
             log.advance(loss_sum / num_clips)
             if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
@@ -179,7 +185,7 @@ def finish(
     result = None
     if data.test is not None:
         loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
-        batches = evaluation_loader(config, data.test, loaded.backbone, device)
+        batches = evaluation_loader(config, data.test, loaded, device)
         result = evaluate(loaded.model, batches, device, pick_precision(config.precision, device))
         log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
         append_text(run_folder / "predictions.jsonl", prediction_lines("test", data.test, result))
@@ -196,9 +202,9 @@ def finish(
 
 
 def evaluation_loader(
-    config: TrainConfig, clips: ClipDataset, backbone: Backbone, device: torch.device
+    config: TrainConfig, clips: ClipDataset, loaded: LoadedModel, device: torch.device
 ) -> DataLoader:
     """The clips in their order, padded no further than each batch needs."""
     batches = in_batches(list(range(len(clips))), config.eval_batch_size)
-    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms)
+    collate = Collator(loaded.backbone.feature_extractor, loaded.backbone.takes_waveforms, loaded.wants_mask)
     return make_loader(clips, batches, collate, num_workers=config.num_workers, device=device)

@@ -1,0 +1,114 @@
+"""Padding changes no result: for every architecture, in evaluation and in training, gradients included."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from architectures import CONFIGS, save_backbone
+from safetensors.torch import load_file
+from test_architectures import LABELS, spread_logits, waveforms
+from torch.nn import functional as F
+from transformers import AutoModelForAudioClassification
+
+from audiocls.data.loader import Collator
+from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone, save_model
+from audiocls.model.padding import MASKED_WELL, OF_ONE_LENGTH
+
+NEUTRAL = [name for name in CONFIGS if CONFIGS[name]().model_type in MASKED_WELL | OF_ONE_LENGTH]
+LENGTHS = (16_000, 1_000, 5_000, 11_111, 720)
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> object:
+    def make(name: str, **options: bool) -> LoadedModel:
+        torch.manual_seed(0)
+        save_backbone(name, tmp_path / name)
+        loaded = load_for_training(open_backbone(str(tmp_path / name)), LABELS, seed=0, **options)
+        spread_logits(loaded.model.eval(), loaded.backbone)
+        return loaded
+
+    return make
+
+
+def logits_of(loaded: LoadedModel, recordings: list[np.ndarray]) -> torch.Tensor:
+    extractor = loaded.backbone.feature_extractor
+    collate = Collator(extractor, loaded.backbone.takes_waveforms, loaded.wants_mask)
+    batch = collate([(recording, index % 3) for index, recording in enumerate(recordings)])
+    return loaded.model(**batch.inputs).logits
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_a_clip_in_a_padded_batch_gives_what_it_gives_alone_where_it_is_said_to(name: str, load) -> None:
+    loaded = load(name)
+    recordings = waveforms(*LENGTHS)
+    alone = torch.cat([logits_of(loaded, [recording]) for recording in recordings])
+    padded = logits_of(loaded, recordings)
+    difference = (alone - padded).abs().max().item()
+    assert loaded.padding_invariant == (name in NEUTRAL)
+    if name in NEUTRAL:
+        assert difference < 1e-5  # the logits' spread is 1
+    else:
+        assert difference > 0.01  # if this fails, the architecture can be batched after all
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_gradients_of_a_padded_batch_are_those_of_its_clips(name: str, load) -> None:
+    loaded = load(name)
+    config = loaded.model.config
+    for key in (
+        "hidden_dropout",
+        "activation_dropout",
+        "attention_dropout",
+        "feat_proj_dropout",
+        "final_dropout",
+    ):
+        setattr(config, key, 0.0)
+    config.layerdrop = config.mask_time_prob = config.mask_feature_prob = 0.0
+    for module in loaded.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for key in ("dropout", "layerdrop", "activation_dropout"):
+            if isinstance(getattr(module, key, None), float):
+                setattr(module, key, 0.0)
+    model = loaded.model.train()
+    recordings = waveforms(*LENGTHS)
+    labels = torch.arange(len(recordings)) % 3
+
+    def gradients(batches: list[list[int]]) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        for rows in batches:
+            logits = logits_of(loaded, [recordings[row] for row in rows])
+            F.cross_entropy(logits, labels[rows], reduction="sum").backward()
+        return {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+
+    together, one_by_one = gradients([[0, 1, 2, 3, 4]]), gradients([[0], [1], [2], [3], [4]])
+    assert together.keys() == one_by_one.keys()
+    scale = max(gradient.abs().max().item() for gradient in one_by_one.values())
+    for key, gradient in one_by_one.items():
+        # Sums of float32 over thousands of frames, relative to the largest gradient.
+        torch.testing.assert_close(together[key], gradient, atol=2e-5 * scale, rtol=0, msg=key)
+
+
+def test_the_guide_s_behaviour_is_there_when_asked_for(load) -> None:
+    loaded = load("wav2vec2", padding_invariant=False)
+    assert not loaded.padding_invariant
+    assert not loaded.wants_mask
+    recordings = waveforms(*LENGTHS)
+    with torch.no_grad():
+        alone, padded = logits_of(loaded, recordings[1:2]), logits_of(loaded, recordings)[1:2]
+    assert (alone - padded).abs().max() > 0.1
+
+
+def test_the_saved_model_is_unchanged_in_names_and_scores_in_transformers(load, tmp_path: Path) -> None:
+    loaded = load("wav2vec2")
+    save_model(loaded, tmp_path / "saved")
+    stock = AutoModelForAudioClassification.from_pretrained(tmp_path / "saved").eval()
+    assert set(load_file(tmp_path / "saved" / "model.safetensors")) == set(stock.state_dict())
+    with torch.no_grad():
+        for recording in waveforms(*LENGTHS):
+            ours = logits_of(loaded, [recording])
+            collate = Collator(loaded.backbone.feature_extractor, True)
+            theirs = stock(**collate([(recording, 0)]).inputs).logits
+            torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
