@@ -14,23 +14,28 @@ def main() -> int:
 
     stop = StopSignal()
 
+    from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
     from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
     from audiocls.reporting.run_log import RunLog
     from audiocls.reporting.summary import say_end, say_start
+    from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.run_folder import claim_run_folder, write_run
 
     device = pick_device(config.device)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
-    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, progress=sys.stderr.isatty())
+    progress = sys.stderr.isatty()
+    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, progress=progress)
     loaded = load_for_training(
         backbone, data.labels, seed=config.seed, padding_invariant=config.padding_invariant
     )
     if config.freeze_feature_encoder:
         freeze_feature_encoder(loaded.model, config.model)
+    if config.cache_features:
+        loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
     write_run(run_folder, config, data, backbone, device)
     say_start(config, data, loaded, device, run_folder)
 

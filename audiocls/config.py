@@ -104,6 +104,9 @@ class TrainConfig:
         False, "do not train the convolutional encoder (faster, less memory)", group=MODEL
     )
 
+    cache_features: bool = option(
+        False, "with a frozen feature encoder: compute its output once, before training", group=MODEL
+    )
     padding_invariant: bool = option(
         True, "a clip's result does not depend on its batch's padding, where the model allows it", group=MODEL
     )
@@ -176,6 +179,12 @@ class TrainConfig:
         found = []
         if self.split_by == "group" and self.group_column is None:
             found.append("--split-by group needs --group-column: name the column that holds the speaker.")
+        if self.cache_features and not self.freeze_feature_encoder:
+            found.append(
+                "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."
+            )
+        if self.cache_features and not self.padding_invariant:
+            found.append("--cache-features hears clips without padding: leave out --no-padding-invariant.")
         if self.max_batch_seconds is not None and not self.bucket:
             found.append("--max-batch-seconds divides clips sorted by length: leave out --no-bucket.")
         if self.resume and self.overwrite:

@@ -32,7 +32,7 @@ import soundfile
 import torch
 
 from audiocls.config import TrainConfig
-from audiocls.data.loader import Batch, Collator
+from audiocls.data.loader import Batch, Collator, WaveformCollator
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.errors import Stopped
 from audiocls.hub import quiet_transformers
@@ -262,7 +262,7 @@ def build_model(model_folder: Callable[..., Path]) -> Callable[..., LoadedModel]
 
 def collator(backbone: Backbone) -> Collator:
     """As evaluation has it: padded no further than the batch needs."""
-    return Collator(backbone.feature_extractor, backbone.takes_waveforms)
+    return WaveformCollator(backbone.feature_extractor)
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from architectures import CONFIGS, save_backbone
 from safetensors.torch import load_file
 from transformers import pipeline
 
-from audiocls.data.loader import Collator
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier
 from audiocls.model.backbone import (
+    LoadedModel,
     freeze_feature_encoder,
     load_for_inference,
     load_for_training,
@@ -43,12 +43,10 @@ def waveforms(*lengths: int) -> list[np.ndarray]:
 
 def test_trains_on_clips_down_to_the_shortest_it_can_hear(architecture: tuple[str, Path]) -> None:
     _, folder = architecture
-    backbone = open_backbone(str(folder))
-    model = load_for_training(backbone, LABELS, seed=0).model.train()
-    collate = Collator(
-        backbone.feature_extractor, backbone.takes_waveforms, min_length=backbone.min_training_length
-    )
-    shortest = backbone.min_samples
+    loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
+    model = loaded.model.train()
+    collate = loaded.collator(training=True)
+    shortest = loaded.backbone.min_samples
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for lengths in ((shortest,), (shortest, shortest + 1), (16_000, 5_000, 11_111)):
@@ -68,7 +66,7 @@ def test_saved_model_scores_as_the_pipeline_whatever_shares_its_batch(
 ) -> None:
     _, folder = architecture
     loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
-    spread_logits(loaded.model.eval(), loaded.backbone)
+    spread_logits(loaded)
     save_model(loaded, tmp_path)
     recordings = waveforms(16_000, loaded.backbone.min_samples, 5_000, 5_000, 16_000, 23_456)
     ours = Classifier(load_for_inference(str(tmp_path)), torch.device("cpu"))(
@@ -115,10 +113,10 @@ def test_half_precision_weights_train_in_float32_and_checkpointing_is_taken_out(
     assert {tensor.dtype for tensor in saved if tensor.is_floating_point()} == {torch.float32}
 
 
-def spread_logits(model: torch.nn.Module, backbone: object) -> None:
+def spread_logits(loaded: LoadedModel) -> None:
     """Scale the classifier until its logits differ by about 1: else any two outputs are alike."""
-    collate = Collator(backbone.feature_extractor, backbone.takes_waveforms)  # type: ignore[attr-defined]
-    batch = collate([(waveform, 0) for waveform in waveforms(16_000, 16_000, 16_000, 16_000)])
+    model = loaded.model.eval()
+    batch = loaded.collator()([(waveform, 0) for waveform in waveforms(16_000, 16_000, 16_000, 16_000)])
     head = getattr(model.classifier, "dense", model.classifier)
     with torch.no_grad():
         logits = model(**batch.inputs).logits

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.loader import ClipDataset, Collator, make_loader
+from audiocls.data.loader import ClipDataset, WaveformCollator, make_loader
 
 PLANS = [
     BatchPlan(num_clips, batch_size, accumulation, seed=seed, epochs=3)
@@ -122,7 +122,7 @@ def test_workers_do_not_change_what_a_step_sees() -> None:
         loader = make_loader(
             clips,
             plan.micro_batches(0, 1),
-            Collator(extractor, takes_waveforms=True, with_mask=True),
+            WaveformCollator(extractor, with_mask=True),
             num_workers=num_workers,
             device=torch.device("cpu"),
         )

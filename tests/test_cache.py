@@ -15,7 +15,7 @@ from data_helpers import file_clips, noise, write_wav
 
 from audiocls.data import cache
 from audiocls.data.audio import decode
-from audiocls.data.cache import Waveforms, decode_all, default_cache_dir
+from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.sources import Clip
 
 MAX_SAMPLES = 1_600
@@ -72,7 +72,7 @@ def the_folder(cache_dir: Path) -> Path:
 
 def test_clips_are_what_decode_gives(clips: list[Clip], tmp_path: Path) -> None:
     waveforms = all_of(clips, tmp_path / "cache")
-    assert waveforms.file is not None
+    assert waveforms.cache is not None
     assert_as_decoded(waveforms, clips)
 
 
@@ -161,12 +161,12 @@ def test_a_file_that_could_not_be_opened_for_a_moment_is_tried_again(
 
 
 def truncated(folder: Path) -> None:
-    content = (folder / "samples.f32").read_bytes()
-    (folder / "samples.f32").write_bytes(content[:-4])
+    content = (folder / "values").read_bytes()
+    (folder / "values").write_bytes(content[:-4])
 
 
 def without_samples(folder: Path) -> None:
-    (folder / "samples.f32").unlink()
+    (folder / "values").unlink()
 
 
 def without_index(folder: Path) -> None:
@@ -227,7 +227,7 @@ def test_nothing_unfinished_is_left(
             all_of(clips, tmp_path / "cache")
     assert list((tmp_path / "cache" / "waveforms").iterdir()) == []
     all_of(clips, tmp_path / "cache")
-    assert {path.name for path in the_folder(tmp_path / "cache").iterdir()} == {"samples.f32", "index.json"}
+    assert {path.name for path in the_folder(tmp_path / "cache").iterdir()} == {"values", "index.json"}
 
 
 # Where nothing can be written
@@ -239,7 +239,7 @@ def test_without_a_folder_to_write_to_clips_are_decoded_when_asked_for(
     # A file in the place of a folder: no user, root included, can write below it.
     (tmp_path / "file").touch()
     waveforms = all_of(clips, tmp_path / "file" / "cache")
-    assert waveforms.file is None
+    assert waveforms.cache is None
     decodes.clear()
     assert_as_decoded(waveforms, clips)
     assert len(decodes) == 5
@@ -253,14 +253,14 @@ def test_a_full_disk_is_noticed_at_any_time_and_costs_only_the_cache(
     path_open = Path.open
 
     def full(path: Path, *arguments: Any, **options: Any) -> object:
-        target = Path("/dev/full") if path.name == "samples.f32" else path
+        target = Path("/dev/full") if path.name == "values" else path
         return path_open(target, *arguments, **options)
 
     paths = [write_wav(tmp_path / f"{i}.wav", seconds, seed=i) for i in range(3)]
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", full)
         waveforms = decode_all(file_clips(paths), 16_000, None, tmp_path / "cache")
-    assert waveforms.file is None
+    assert waveforms.cache is None
     assert list((tmp_path / "cache" / "waveforms").iterdir()) == []
     for index, path in enumerate(paths):
         np.testing.assert_array_equal(waveforms[index], decode(path, 16_000).waveform)
@@ -284,7 +284,7 @@ def test_a_pickled_set_carries_no_samples(tmp_path: Path) -> None:
 
 def test_samples_are_mapped_not_loaded(clips: list[Clip], tmp_path: Path) -> None:
     waveforms = all_of(clips, tmp_path / "cache")
-    assert isinstance(waveforms.samples.base, np.memmap)
+    assert isinstance(waveforms.cache.values.base, np.memmap)
     assert waveforms[0].base is not None
     assert not waveforms[0].flags.writeable  # or a transformation in place would change the cache
 
@@ -312,7 +312,7 @@ def test_the_cache_lies_where_the_system_keeps_such_things(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "audiocls"
+    assert cache_folder(None) == tmp_path / "audiocls"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / ".cache" / "audiocls"
+    assert cache_folder(None) == tmp_path / ".cache" / "audiocls"

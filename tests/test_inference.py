@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     loaded = LoadedModel(
         AutoModelForAudioClassification.from_config(config).eval(), Backbone("", None, config, extractor)
     )
-    spread_logits(loaded.model, loaded.backbone)
+    spread_logits(loaded)
     folder = tmp_path_factory.mktemp("model")
     save_model(loaded, folder)
     return folder

@@ -11,7 +11,6 @@ from test_architectures import LABELS, spread_logits, waveforms
 from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification
 
-from audiocls.data.loader import Collator
 from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone, save_model
 from audiocls.model.padding import MASKED_WELL, OF_ONE_LENGTH
 
@@ -25,16 +24,14 @@ def load(tmp_path: Path) -> object:
         torch.manual_seed(0)
         save_backbone(name, tmp_path / name)
         loaded = load_for_training(open_backbone(str(tmp_path / name)), LABELS, seed=0, **options)
-        spread_logits(loaded.model.eval(), loaded.backbone)
+        spread_logits(loaded)
         return loaded
 
     return make
 
 
 def logits_of(loaded: LoadedModel, recordings: list[np.ndarray]) -> torch.Tensor:
-    extractor = loaded.backbone.feature_extractor
-    collate = Collator(extractor, loaded.backbone.takes_waveforms, loaded.wants_mask)
-    batch = collate([(recording, index % 3) for index, recording in enumerate(recordings)])
+    batch = loaded.collator()([(recording, index % 3) for index, recording in enumerate(recordings)])
     return loaded.model(**batch.inputs).logits
 
 
@@ -94,7 +91,6 @@ def test_gradients_of_a_padded_batch_are_those_of_its_clips(name: str, load) -> 
 def test_the_guide_s_behaviour_is_there_when_asked_for(load) -> None:
     loaded = load("wav2vec2", padding_invariant=False)
     assert not loaded.padding_invariant
-    assert not loaded.wants_mask
     recordings = waveforms(*LENGTHS)
     with torch.no_grad():
         alone, padded = logits_of(loaded, recordings[1:2]), logits_of(loaded, recordings)[1:2]
@@ -109,6 +105,5 @@ def test_the_saved_model_is_unchanged_in_names_and_scores_in_transformers(load, 
     with torch.no_grad():
         for recording in waveforms(*LENGTHS):
             ours = logits_of(loaded, [recording])
-            collate = Collator(loaded.backbone.feature_extractor, True)
-            theirs = stock(**collate([(recording, 0)]).inputs).logits
+            theirs = stock(**loaded.collator()([(recording, 0)]).inputs).logits
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

@@ -14,10 +14,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -31,55 +32,52 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what rea
 CHUNK = 256  # clips decoded before the next write: bounds the memory
 
 
-def default_cache_dir() -> Path:
+def cache_folder(cache_dir: str | None) -> Path:
+    """The folder named, or audiocls/ in the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "audiocls")
 
 
-class Waveforms:
-    """The decoded clips: `waveforms[i]` is float32 [samples], a view into the mapped file.
+class FlatFile:
+    """Arrays of different lengths, end to end in a memory-mapped file: `flat[i]` is a read-only view."""
 
-    Attributes:
-        num_samples: int64 [clips], samples kept of each clip; 0 for one that cannot be used.
-        seconds: float64 [clips], length of each whole recording, heard or not.
-        errors: clip -> why it cannot be used.
-        file: the cache file, or None where it could not be written: then clips are decoded when asked for.
-    """
+    def __init__(self, path: Path, lengths: np.ndarray, dtype: type, width: int = 1) -> None:
+        self.path = path
+        self.ends = np.cumsum(lengths) * width
+        self.starts = self.ends - lengths * width
+        self.dtype = dtype
 
-    def __init__(
-        self,
-        clips: list[Clip],
-        sampling_rate: int,
-        max_samples: int | None,
-        num_samples: np.ndarray,
-        seconds: np.ndarray,
-        errors: dict[int, str],
-        file: Path | None,
-    ) -> None:
-        self.clips = clips
-        self.sampling_rate = sampling_rate
-        self.max_samples = max_samples
-        self.num_samples = num_samples
-        self.seconds = seconds
-        self.errors = errors
-        self.file = file
-        self.ends = np.cumsum(num_samples)
-
-    def __getitem__(self, index: int) -> Waveform:
-        if self.file is None:
-            return decode(self.clips[index].audio.read(), self.sampling_rate, self.max_samples).waveform
-        end = self.ends[index]
-        return self.samples[end - self.num_samples[index] : end]
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.values[self.starts[index] : self.ends[index]]
 
     @cached_property
-    def samples(self) -> np.ndarray:
-        assert self.file is not None
-        if self.ends[-1] == 0:
-            return np.zeros(0, np.float32)
-        return np.memmap(self.file, np.float32, mode="r").view(np.ndarray)
+    def values(self) -> np.ndarray:
+        if len(self.ends) == 0 or self.ends[-1] == 0:
+            return np.zeros(0, self.dtype)
+        return np.memmap(self.path, self.dtype, mode="r").view(np.ndarray)
 
     def __getstate__(self) -> dict:
         """Workers map the file themselves; a pickled map would carry its content."""
-        return {key: value for key, value in self.__dict__.items() if key != "samples"}
+        return {key: value for key, value in self.__dict__.items() if key != "values"}
+
+
+@dataclass
+class Waveforms:
+    """The decoded clips: `waveforms[i]` is float32 [samples], a view into the cache."""
+
+    clips: list[Clip]
+    sampling_rate: int
+    max_samples: int | None
+    num_samples: np.ndarray  # int64 [clips], samples kept of each; 0 for one that cannot be used
+    seconds: np.ndarray  # float64 [clips], length of each whole recording, heard or not
+    errors: dict[int, str]  # clip -> why it cannot be used
+    cache: FlatFile | None  # None where it could not be written: clips are then decoded when asked for
+
+    def __getitem__(self, index: int) -> Waveform:
+        if self.cache is None:
+            return decode(self.clips[index].audio.read(), self.sampling_rate, self.max_samples).waveform
+        return self.cache[index]
 
 
 def decode_all(
@@ -105,10 +103,12 @@ def decode_all(
                 seconds[index] = result.seconds
                 cache.write(result.waveform)
         if not may_recover:
-            cache.publish(num_samples, seconds, errors)
+            cache.publish(
+                {"num_samples": num_samples.tolist(), "seconds": seconds.tolist(), "errors": errors}
+            )
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, file=None)
+    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, cache=None)
 
 
 def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> str:
@@ -119,13 +119,16 @@ def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) ->
 
 def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Waveforms:
     """A finished cache. Raises one of DAMAGED where there is none, or not a whole one."""
-    index = json.loads((folder / "index.json").read_text())
+    index = json.loads((folder / CacheWriter.INDEX).read_text())
     num_samples = np.array(index["num_samples"], np.int64)
-    file = folder / "samples.f32"
+    file = folder / CacheWriter.VALUES
     if len(num_samples) != len(clips) or file.stat().st_size != 4 * num_samples.sum():
         raise ValueError("damaged")
     errors = {int(key): error for key, error in index["errors"].items()}
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, np.array(index["seconds"]), errors, file)
+    cache = FlatFile(file, num_samples, np.float32)
+    return Waveforms(
+        clips, sampling_rate, max_samples, num_samples, np.array(index["seconds"]), errors, cache
+    )
 
 
 class CacheWriter:
@@ -133,6 +136,8 @@ class CacheWriter:
 
     It is a convenience: where the disk is full or may not be written, it gives up without a word.
     """
+
+    VALUES, INDEX = "values", "index.json"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -143,26 +148,25 @@ class CacheWriter:
         with contextlib.suppress(OSError):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             self.unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
-            self.file = (self.unfinished / "samples.f32").open("wb", buffering=0)
+            self.file = (self.unfinished / self.VALUES).open("wb", buffering=0)
         return self
 
-    def write(self, waveform: Waveform) -> None:
+    def write(self, values: np.ndarray) -> None:
         if self.file is None:
             return
         try:
-            complete = self.file.write(waveform.data) == waveform.nbytes
+            complete = self.file.write(values.data) == values.nbytes
         except OSError:
             complete = False
         if not complete:
             self.close()
 
-    def publish(self, num_samples: np.ndarray, seconds: np.ndarray, errors: dict[int, str]) -> None:
+    def publish(self, index: dict[str, Any]) -> None:
         """Rename the cache into its place; one that another process put there gives way to its twin."""
         if self.file is None or self.unfinished is None:
             return
         with contextlib.suppress(OSError):
-            index = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist(), "errors": errors}
-            (self.unfinished / "index.json").write_text(json.dumps(index))
+            (self.unfinished / self.INDEX).write_text(json.dumps(index))
             if self.folder.exists():
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.unfinished.rename(self.folder)

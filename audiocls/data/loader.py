@@ -1,6 +1,6 @@
 """Waveforms and labels -> padded batches, through torch's DataLoader."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from audiocls.data.audio import Waveform
-from audiocls.data.cache import Waveforms
 from audiocls.signals import ignore_stop_signals
 
-Example = tuple[Waveform, int]  # float32 [samples], label
+Example = tuple[np.ndarray, int]  # float32 [samples], or features [frames, channels]; label
 
 
 @dataclass
@@ -40,7 +39,7 @@ class Batch:
 class ClipDataset(Dataset):
     """Some of the decoded clips, with the number of their label."""
 
-    waveforms: Waveforms
+    waveforms: Any  # Waveforms, or something else that has an array for each of its clips
     rows: np.ndarray  # int64 [clips], into waveforms
     labels: np.ndarray  # int64 [clips]
 
@@ -60,52 +59,79 @@ class ClipDataset(Dataset):
         return [self.waveforms.clips[row].path for row in self.rows]
 
 
-@dataclass(frozen=True)
-class Collator:
-    """Examples -> Batch, as the model's feature extractor prescribes.
+Collator = Callable[[list[Example]], Batch]
 
-    A waveform model gets `input_values`, float32 [batch, samples], padded on the right, and where `with_mask`
-    says so and something is padded an `attention_mask`, int64 [batch, samples], 1 = real audio. A spectrogram
-    model (AST, Whisper, Wav2Vec2-BERT) gets what its own feature extractor makes.
+
+@dataclass(frozen=True)
+class WaveformCollator:
+    """`input_values`, float32 [batch, samples], padded on the right as the feature extractor says.
+
+    Where `with_mask` says so and something is padded, an `attention_mask`, int64 [batch, samples]; 1 = real.
     """
 
     feature_extractor: Any
-    takes_waveforms: bool
     with_mask: bool = False
-    min_length: int = 0  # samples, or frames of a spectrogram, to pad to at least
+    min_samples: int = 0  # to pad to at least
 
     def __call__(self, examples: list[Example]) -> Batch:
-        waveforms = [waveform for waveform, _ in examples]
-        labels = torch.tensor([label for _, label in examples])
-        num_samples = sum(map(len, waveforms))
-        if not self.takes_waveforms:
-            return Batch(self.extract(waveforms), labels, num_samples)
-        inputs = self.pad(waveforms)
-        return Batch(inputs, labels, num_samples, inputs["input_values"].numel() - num_samples)
-
-    def pad(self, waveforms: list[Waveform]) -> dict[str, Tensor]:
-        longest = max(self.min_length, *map(len, waveforms))
-        input_values = np.full((len(waveforms), longest), self.feature_extractor.padding_value, np.float32)
-        lengths = torch.tensor([len(waveform) for waveform in waveforms])
-        for row, waveform in enumerate(waveforms):
-            input_values[row, : len(waveform)] = (
-                normalize(waveform) if self.feature_extractor.do_normalize else waveform
-            )
+        lengths = torch.tensor([len(waveform) for waveform, _ in examples])
+        longest = max(self.min_samples, int(lengths.max()))
+        input_values = np.full((len(examples), longest), self.feature_extractor.padding_value, np.float32)
+        for row, (waveform, _) in enumerate(examples):
+            normal = normalize(waveform) if self.feature_extractor.do_normalize else waveform
+            input_values[row, : len(waveform)] = normal
         inputs = {"input_values": torch.from_numpy(input_values)}
         if self.with_mask and lengths.min() < longest:
             inputs["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
-        return inputs
+        num_samples = int(lengths.sum())
+        return Batch(inputs, labels_of(examples), num_samples, input_values.size - num_samples)
 
-    def extract(self, waveforms: list[Waveform]) -> dict[str, Tensor]:
-        extractor = self.feature_extractor
-        made = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")
-        if "attention_mask" not in made:
-            return dict(made)
-        # Padding that the attention mask covers; other spectrograms come in one length.
-        lacking = max(0, self.min_length - made["attention_mask"].shape[1])
-        return {
-            name: F.pad(tensor, (0,) * 2 * (tensor.ndim - 2) + (0, lacking)) for name, tensor in made.items()
-        }
+
+@dataclass(frozen=True)
+class SpectrogramCollator:
+    """What the feature extractor of a spectrogram model (AST, Whisper, Wav2Vec2-BERT) makes of waveforms."""
+
+    feature_extractor: Any
+    min_frames: int = 0  # to pad to at least
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        waveforms = [waveform for waveform, _ in examples]
+        rate = self.feature_extractor.sampling_rate
+        inputs = dict(self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt"))
+        if "attention_mask" in inputs:  # the mask covers what is added; other spectrograms have one length
+            lacking = max(0, self.min_frames - inputs["attention_mask"].shape[1])
+            inputs = {
+                name: F.pad(tensor, (0,) * 2 * (tensor.ndim - 2) + (0, lacking))
+                for name, tensor in inputs.items()
+            }
+        return Batch(inputs, labels_of(examples), sum(map(len, waveforms)))
+
+
+@dataclass(frozen=True)
+class FeatureCollator:
+    """`input_values`, float16 [batch, channels, frames], of clips that have been through the encoder.
+
+    The `attention_mask` counts samples all the same: the model makes frames of it.
+    """
+
+    samples_of_frames: Callable[[int], int]
+    min_frames: int = 0  # to pad to at least
+
+    def __call__(self, examples: list[Example]) -> Batch:
+        longest = max(self.min_frames, *(len(features) for features, _ in examples))
+        input_values = np.zeros((len(examples), longest, examples[0][0].shape[1]), np.float16)
+        for row, (features, _) in enumerate(examples):
+            input_values[row, : len(features)] = features
+        inputs = {"input_values": torch.from_numpy(input_values).transpose(1, 2)}
+        samples = torch.tensor([self.samples_of_frames(len(features)) for features, _ in examples])
+        most, num_samples = self.samples_of_frames(longest), int(samples.sum())
+        if samples.min() < most:
+            inputs["attention_mask"] = (torch.arange(most) < samples[:, None]).long()
+        return Batch(inputs, labels_of(examples), num_samples, most * len(examples) - num_samples)
+
+
+def labels_of(examples: list[Example]) -> Tensor:
+    return torch.tensor([label for _, label in examples])
 
 
 def normalize(waveform: Waveform) -> Waveform:

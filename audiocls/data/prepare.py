@@ -2,12 +2,11 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from audiocls.config import GUIDE_DATASET, TrainConfig
-from audiocls.data.cache import Waveforms, decode_all, default_cache_dir
+from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.loader import ClipDataset
 from audiocls.data.sources import Clip, Columns, Source, label_order, load_source
 from audiocls.data.splits import fingerprint, group_split, random_split, stratified_split
@@ -43,7 +42,7 @@ def prepare_data(
     Raises InputsRefused where those are more than `max_bad_clips`, UserError where the data set does not fit.
     """
     columns = Columns(config.audio_column, config.label_column, config.group_column)
-    cache_dir = Path(config.cache_dir).expanduser() if config.cache_dir else default_cache_dir()
+    cache_dir = cache_folder(config.cache_dir)
     max_samples = None if config.max_seconds is None else round(config.max_seconds * sampling_rate)
     if max_samples is not None and max_samples < min_samples:
         shortest = min_samples / sampling_rate

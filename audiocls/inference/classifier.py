@@ -11,7 +11,6 @@ from torch import Tensor
 
 from audiocls.data.audio import BadAudio, Waveform, decode, mono, resample
 from audiocls.data.batch_plan import in_batches
-from audiocls.data.loader import Collator
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.model.backbone import LoadedModel, load_for_inference
@@ -54,9 +53,7 @@ class Classifier:
         self.device = device
         self.precision = precision
         self.padding_invariant = loaded.padding_invariant
-        self.collate = Collator(
-            loaded.backbone.feature_extractor, loaded.backbone.takes_waveforms, loaded.wants_mask
-        )
+        self.collate = loaded.collator()
 
     @classmethod
     def from_pretrained(

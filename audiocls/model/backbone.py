@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from audiocls.config import is_missing_path
+from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator, WaveformCollator
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.model.padding import make_padding_invariant
@@ -83,6 +84,12 @@ class Backbone:
         frames = config.mask_time_length
         return self.samples_of_frames(frames) if self.takes_waveforms else frames
 
+    def frames_of_samples(self, samples: int) -> int:
+        """Frames that the convolutional encoder makes of `samples` samples."""
+        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
+            samples = (samples - kernel) // stride + 1
+        return samples
+
     def samples_of_frames(self, frames: int) -> int:
         """Samples from which the convolutional encoder makes `frames` frames."""
         samples = frames
@@ -101,11 +108,19 @@ class LoadedModel:
     backbone: Backbone
     padding_invariant: bool = False  # whether a clip's logits are the same whatever is padded beside it
     notes: list[str] = field(default_factory=list)
+    hears_features: bool = False  # whether clips have been through its convolutional encoder already
 
-    @property
-    def wants_mask(self) -> bool:
-        """Whether a padded batch comes with an attention mask."""
-        return self.padding_invariant or self.backbone.feature_extractor.return_attention_mask
+    def collator(self, *, training: bool = False) -> Collator:
+        """What makes batches for it; those for training have room for SpecAugment's mask."""
+        backbone = self.backbone
+        with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
+        min_length = backbone.min_training_length if training else 0
+        if self.hears_features:
+            min_frames = backbone.frames_of_samples(min_length) if min_length else 0
+            return FeatureCollator(backbone.samples_of_frames, min_frames)
+        if backbone.takes_waveforms:
+            return WaveformCollator(backbone.feature_extractor, with_mask, min_length)
+        return SpectrogramCollator(backbone.feature_extractor, min_length)
 
 
 def open_backbone(name: str, revision: str | None = None) -> Backbone:
@@ -156,11 +171,12 @@ def load_for_training(
     config.label2id = {label: id for id, label in enumerate(labels)}
     config.problem_type = "single_label_classification"
     torch.manual_seed(seed)
-    if backbone.name == "tiny":
-        model = Wav2Vec2ForSequenceClassification(config)
-        return LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model))
-    model, report = load_weights(backbone)
     name = backbone.name
+    if name == "tiny":
+        model = Wav2Vec2ForSequenceClassification(config)
+        report: dict[str, Any] = {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
+    else:
+        model, report = load_weights(backbone)
     lacking = [
         key for key in report["missing_keys"] if not key.startswith(HEAD) and "masked_spec_embed" not in key
     ]
@@ -169,6 +185,11 @@ def load_for_training(
         raise UserError(
             f"{name} is no backbone for {config.model_type}: {first_of(lacking + misshapen)} do not fit."
         )
+    for module in model.modules():
+        # For gradient checkpointing, which is off, the encoder asks for its input's gradient: the first
+        # convolution's backward pass then costs twice as much.
+        if hasattr(module, "_requires_grad"):
+            module._requires_grad = False
     notes = []
     if report["unexpected_keys"]:
         notes.append(f"{name}: {first_of(sorted(report['unexpected_keys']))} are not used")

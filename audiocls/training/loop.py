@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.loader import ClipDataset, Collator, make_loader
+from audiocls.data.loader import ClipDataset, make_loader
 from audiocls.data.prepare import RunData
-from audiocls.devices import autocast, pick_precision
+from audiocls.devices import autocast, keep_freed_memory, pick_precision
 from audiocls.errors import NumbersBroke, Stopped
 from audiocls.model.backbone import LoadedModel
 from audiocls.reporting.run_log import RunLog, Window
@@ -47,6 +47,8 @@ def train(
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
@@ -66,10 +68,8 @@ def train(
         save_checkpoint, run_folder, loaded, optimizer, scaler, state, keep=config.save_total_limit
     )
 
-    collate = Collator(
-        backbone.feature_extractor, backbone.takes_waveforms, loaded.wants_mask, backbone.min_training_length
-    )
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
+    collate = loaded.collator(training=True)
     batches = iter(make_loader(data.train, remaining, collate, num_workers=config.num_workers, device=device))
     eval_batches = evaluation_loader(config, data.evaluation, loaded, device)
 
@@ -206,5 +206,4 @@ def evaluation_loader(
 ) -> DataLoader:
     """The clips in their order, padded no further than each batch needs."""
     batches = in_batches(list(range(len(clips))), config.eval_batch_size)
-    collate = Collator(loaded.backbone.feature_extractor, loaded.backbone.takes_waveforms, loaded.wants_mask)
-    return make_loader(clips, batches, collate, num_workers=config.num_workers, device=device)
+    return make_loader(clips, batches, loaded.collator(), num_workers=config.num_workers, device=device)

@@ -1,0 +1,108 @@
+"""Frozen work done once: the frozen convolutional encoder's output, computed before training and read back.
+
+With `--freeze-feature-encoder` that output is a function of the clip alone, and a third of a forward pass.
+Each clip goes through the encoder once, alone, and is kept in half precision in the cache folder, named after
+the clips and the weights: another run on the same data finds it there.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from audiocls.data.cache import DAMAGED, CacheWriter, FlatFile, Waveforms, cache_key
+from audiocls.data.loader import ClipDataset
+from audiocls.data.prepare import RunData
+from audiocls.errors import InputOutputFailed
+from audiocls.model.backbone import LoadedModel
+
+
+@dataclasses.dataclass
+class Features:
+    """Clips as the encoder heard them: `features[i]` is float16 [frames, channels]."""
+
+    waveforms: Waveforms
+    cache: FlatFile
+    channels: int
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.cache[index].reshape(-1, self.channels)
+
+    @property
+    def num_samples(self) -> np.ndarray:
+        return self.waveforms.num_samples
+
+    @property
+    def clips(self) -> list:
+        return self.waveforms.clips
+
+
+def cache_features(
+    loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device, *, progress: bool = False
+) -> tuple[LoadedModel, RunData]:
+    """Model and data as before, but for clips that have been through the model's frozen encoder.
+
+    Raises InputOutputFailed where the cache folder cannot hold them.
+    """
+    waveforms = data.train.waveforms
+    assert isinstance(waveforms, Waveforms)
+    encoder: Any = loaded.model.base_model.feature_extractor
+    channels = loaded.backbone.config.conv_dim[-1]
+    weights = hashlib.sha256()
+    for tensor in encoder.state_dict().values():
+        weights.update(tensor.cpu().numpy().tobytes())
+    key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
+    folder = cache_dir / "features" / f"{key}-{weights.hexdigest()[:16]}"
+
+    rows = np.sort(np.concatenate([part.rows for part in (data.train, data.evaluation, data.test) if part]))
+    frames = np.zeros(len(waveforms.clips), np.int64)
+    frames[rows] = [loaded.backbone.frames_of_samples(int(n)) for n in waveforms.num_samples[rows]]
+    if not is_whole(folder, 2 * channels * int(frames.sum())):
+        collate = loaded.collator()
+        encoder.to(device)
+        with CacheWriter(folder) as cache, torch.inference_mode():
+            for row in tqdm(rows, "encoding", disable=not progress, leave=False):
+                input_values = collate([(waveforms[row], 0)]).inputs["input_values"].to(device)
+                cache.write(encoder(input_values)[0].T.half().contiguous().cpu().numpy())
+            cache.publish({"frames": frames.tolist()})
+        if not is_whole(folder, 2 * channels * int(frames.sum())):
+            raise InputOutputFailed(
+                f"{folder} cannot hold {2 * channels * frames.sum() / 1e9:.1f} GB of features: leave out "
+                "--cache-features, or name another --cache-dir."
+            )
+    features = Features(
+        waveforms, FlatFile(folder / CacheWriter.VALUES, frames, np.float16, channels), channels
+    )
+    let_through(encoder)
+
+    def heard(clips: ClipDataset) -> ClipDataset:
+        return dataclasses.replace(clips, waveforms=features)
+
+    return dataclasses.replace(loaded, hears_features=True), dataclasses.replace(
+        data,
+        train=heard(data.train),
+        evaluation=heard(data.evaluation),
+        test=heard(data.test) if data.test else None,
+    )
+
+
+def is_whole(folder: Path, num_bytes: int) -> bool:
+    with contextlib.suppress(*DAMAGED):
+        return (folder / CacheWriter.VALUES).stat().st_size == num_bytes
+    return False
+
+
+def let_through(encoder: Any) -> None:
+    """Make an encoder return what has been through it, [batch, channels, frames], as it is."""
+    forward = encoder.forward
+
+    def forward_waveforms(input_values: Tensor) -> Tensor:
+        return input_values.float() if input_values.ndim == 3 else forward(input_values)
+
+    encoder.forward = forward_waveforms
