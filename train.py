@@ -28,7 +28,9 @@ def main() -> int:
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
     progress = sys.stderr.isatty()
-    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, progress=progress)
+    data = prepare_data(
+        config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples, progress=progress
+    )
     loaded = load_for_training(
         backbone, data.labels, seed=config.seed, padding_invariant=config.padding_invariant
     )
@@ -41,7 +43,7 @@ def main() -> int:
 
     with RunLog(run_folder) as log:
         state = train(config, loaded, data, device, run_folder, log, stop)
-        test = finish(config, loaded, data, device, run_folder, log, state)
+        test = finish(config, loaded, data, device, run_folder, log, stop, state)
     say_end(config, data, state, test, run_folder)
     return OK
 

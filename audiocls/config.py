@@ -82,8 +82,12 @@ class TrainConfig:
         choices=("random", "stratified", "group"),
     )
     group_column: str | None = option(None, "column that names the group (speaker) of a clip", group=DATA)
-    audio_column: str = option("audio", "column of the audio", group=DATA)
-    label_column: str = option("intent_class", "column of the label", group=DATA)
+    audio_column: str | None = option(
+        None, "column of the audio; none: audio, as in the guide, or the one that obviously is", group=DATA
+    )
+    label_column: str | None = option(
+        None, "column of the label; none: intent_class, as in the guide, or the obvious one", group=DATA
+    )
     max_seconds: float | None = option(
         1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0, maximum=86_400
     )
@@ -142,14 +146,14 @@ class TrainConfig:
     eval_batch_size: int = option(32, "clips in a batch of the evaluation", group=EVALUATION, minimum=1)
     eval_every: int | str = option(
         "epoch",
-        "'epoch', or a number of steps, between evaluations",
+        "'epoch', or a number of steps, between evaluations and saves",
         group=EVALUATION,
         minimum=1,
         metavar="N",
     )
     best_metric: str = option(
         "accuracy",
-        "what the best checkpoint is chosen by",
+        "what the best checkpoint is chosen by; of equals the first stays",
         group=EVALUATION,
         choices=("accuracy", "macro_f1", "loss"),
     )
@@ -170,8 +174,10 @@ class TrainConfig:
     )
 
     output_dir: str | None = option(None, "run folder; none: runs/<data set>-<model>", group=RUN)
-    overwrite: bool = option(False, "replace the run that --output-dir holds", group=RUN)
-    resume: bool = option(False, "continue the run that --output-dir holds", group=RUN)
+    overwrite: bool = option(
+        False, "replace the run in --output-dir, or the newest by default name", group=RUN
+    )
+    resume: bool = option(False, "continue the run in --output-dir, or the newest by default name", group=RUN)
     seed: int = option(42, "of everything random", group=RUN, minimum=0, maximum=2**32 - 1)
 
     def problems(self) -> list[str]:
@@ -258,7 +264,12 @@ Config = TypeVar("Config", TrainConfig, InferConfig)
 
 def is_missing_path(name: str) -> bool:
     """Whether a name can only be meant as a path, not as an OWNER/NAME on the Hub, and nothing is there."""
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1 or name.endswith(MANIFEST_SUFFIXES)
+    is_path = (
+        name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or name.count("/") > 1
+        or name.lower().endswith(MANIFEST_SUFFIXES)
+    )
     return is_path and not Path(name).expanduser().exists()
 
 
@@ -409,7 +420,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputOutputFailed(f"--config {path} cannot be read: {error}.") from None
     try:
-        settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        settings = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
     except ValueError as error:
         raise UserError(f"--config {path} is not valid {path.suffix[1:] or 'json'}: {error}.") from None
     if not isinstance(settings, dict):

@@ -5,6 +5,7 @@ import ctypes
 
 import torch
 
+from audiocls.config import device_problems
 from audiocls.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -12,6 +13,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def pick_device(name: str) -> torch.device:
     """`auto`: a CUDA GPU, else Apple's, else the CPU. Raises UserError where the one named is not there."""
+    if problems := device_problems(name):
+        raise UserError(problems[0])
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     device = torch.device(name)
@@ -37,7 +40,9 @@ def keep_freed_memory() -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """`auto`: bf16 on a GPU that has it in hardware, else fp32."""
+    """`auto`: bf16 on a GPU that has it in hardware, else fp32. Raises UserError for an unknown name."""
+    if name not in ("auto", *DTYPES):
+        raise UserError(f"--precision is {name!r}: give auto, {', '.join(DTYPES)}.")
     if name != "auto":
         return name
     if device.type == "cuda":

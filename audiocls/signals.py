@@ -25,10 +25,17 @@ class StopSignal:
             os._exit(STOPPED)
         self.requested = True
         if not self.deferred:
-            raise Stopped("stopped before training began")
+            raise Stopped("stopped")
+        if os.isatty(2):
+            os.write(2, b"\nstopping at the next micro-batch; press Ctrl-C again to leave at once\n")
 
     def defer(self) -> None:
         self.deferred = True
+
+    def undefer(self) -> None:
+        self.deferred = False
+        if self.requested:
+            raise Stopped("stopped; --resume finishes the run")
 
 
 def ignore_stop_signals(worker: int = 0) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from audiocls.errors import InputOutputFailed
 
@@ -15,14 +15,33 @@ MANIFEST = "manifest.json"
 SCHEMA = 1
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new, never a part."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[TextIO]:
+    """Write a text file so that a reader finds the old content or the new, never a part.
+
+    What is no regular file (a device, a pipe) is written to as it is. Raises InputOutputFailed.
+    """
+    path = path.resolve()  # a link stays one
     with failing_as(path):
-        unfinished.write_text(text, encoding="utf-8")
-        fsync(unfinished)
-        unfinished.replace(path)
-        fsync(path.parent)
+        if path.exists() and not path.is_file():
+            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                yield file
+            return
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        try:
+            with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                yield file
+            fsync(unfinished)
+            unfinished.replace(path)
+            fsync(path.parent)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, complete or not at all."""
+    with complete_file(path) as file:
+        file.write(text)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -33,7 +52,7 @@ def append_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

@@ -345,7 +345,7 @@ def train_in(stop: StopSignal) -> Callable[..., Run]:
             except Stopped:
                 return Run(None, loaded, folder)
             if with_finish:
-                finish(config, loaded, data, device, folder, log, state)
+                finish(config, loaded, data, device, folder, log, stop, state)
         return Run(state, loaded, folder)
 
     return go

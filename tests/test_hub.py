@@ -49,7 +49,7 @@ def run(*flags):
         return exit_code_of(train.main), stderr.getvalue()
 
 def clips(revision):
-    columns, cache = Columns("audio", "intent_class"), Path("cache")
+    columns, cache = Columns(), Path("cache")
     source = load_source("PolyAI/minds14", columns, config="en-US", revision=revision, cache_dir=cache)
     return len(source.splits["train"])
 

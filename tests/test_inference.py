@@ -192,3 +192,48 @@ def test_an_output_file_is_complete_or_absent(tmp_path: Path) -> None:
     with results_file(str(tmp_path / "out.csv")) as file:
         file.write("whole")
     assert (tmp_path / "out.csv").read_text() == "whole"
+
+
+def test_one_recording_is_as_good_as_a_list_of_one(model: Path, files: list[Path]) -> None:
+    classifier = Classifier.from_pretrained(model)
+    samples, rate = soundfile.read(files[0], dtype="float32")
+    expected = classifier([files[0]])[0].scores
+    for one in (str(files[0]), files[0]):
+        assert [prediction.scores for prediction in classifier(one)] == [expected]
+    for one in (samples, torch.from_numpy(samples)):
+        (prediction,) = classifier(one, sampling_rate=rate)
+        assert dict(prediction.scores) == pytest.approx(dict(expected))
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"batch_size": 0}, {"max_seconds": 0.0}])
+def test_options_that_mean_nothing_are_refused(model: Path, options: dict) -> None:
+    with pytest.raises(UserError, match="above 0"):
+        Classifier.from_pretrained(model)(["a.wav"], **options)
+
+
+@pytest.mark.parametrize("options", [{"device": "gpu"}, {"precision": "float16"}])
+def test_an_unknown_device_or_precision_is_refused(model: Path, options: dict) -> None:
+    with pytest.raises(UserError, match="give"):
+        Classifier.from_pretrained(model, **options)
+
+
+def test_odd_waveforms_and_names_are_refused_with_a_reason(model: Path) -> None:
+    classifier = Classifier.from_pretrained(model)
+    sideways = np.zeros((2, 80_000), np.float32)
+    assert "channels" in str(classifier(sideways, sampling_rate=16_000)[0].error)
+    assert "0 Hz" in str(classifier(np.zeros(8_000), sampling_rate=0)[0].error)
+    assert "NUL" in str(classifier("a\0b.wav")[0].error)
+
+
+def test_a_name_that_is_not_unicode_reaches_every_format(model: Path, tmp_path: Path) -> None:
+    import os
+
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
+    soundfile.write(tmp_path / "a.wav", waveforms(8_000)[0], 16_000)
+    (tmp_path / "a.wav").rename(path)
+    predictions = Classifier.from_pretrained(model)([path])
+    for format in ("text", "jsonl", "csv"):
+        with results_file(str(tmp_path / format)) as file:
+            assert write_predictions(predictions, format, 3, file) == 0
+    assert json.loads((tmp_path / "jsonl").read_text())["path"] == path
+    assert b"caf\xe9.wav" in (tmp_path / "csv").read_bytes()

@@ -586,14 +586,15 @@ def test_best_is_the_first_of_the_best_and_nothing_worse_touches_it(
     assert (tmp_path / "predictions.jsonl").read_bytes() == (kept / "predictions.jsonl").read_bytes()
 
 
-def test_a_run_without_one_finite_score_has_no_best_and_says_so(
-    run_data: MakeData, build_model: MakeModel, train_in: TrainIn, tmp_path: Path
+@pytest.mark.parametrize("best_metric", ["loss", "accuracy"])  # the accuracy of logits that are NaN is finite
+def test_a_run_without_one_finite_loss_has_no_best_and_says_so(
+    best_metric: str, run_data: MakeData, build_model: MakeModel, train_in: TrainIn, tmp_path: Path
 ) -> None:
     loaded = build_model()
     with torch.no_grad():
         loaded.model.classifier.bias.fill_(math.nan)
-    settings = {"batch_size": 4, "max_steps": 2, "best_metric": "loss"}
-    with pytest.raises(NumbersBroke, match="No evaluation gave a finite loss"):
+    settings = {"batch_size": 4, "max_steps": 2, "best_metric": best_metric}
+    with pytest.raises(NumbersBroke, match="No evaluation had a finite loss"):
         train_in(tmp_path, loaded, run_data(12), with_finish=True, **settings)
     assert not (tmp_path / "best").exists()
 

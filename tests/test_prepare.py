@@ -54,7 +54,7 @@ def test_without_any_split_a_fraction_of_train_is_evaluated_on_as_the_guide_divi
     assert names(data.train) == [every[row] for row in train]
     assert names(data.evaluation) == [every[row] for row in evaluation]
     assert data.test is None
-    assert data.eval_name == "20% of train"
+    assert data.eval_name == "held out of train"
     assert data.labels == ["cat", "dog"]
 
 
@@ -94,7 +94,7 @@ def test_a_train_split_that_is_named_test_is_not_evaluated_on(tmp_path: Path) ->
     folder = splits_folder(tmp_path / "sounds", train=4, test=10)
     data = prepare(config_for(folder, train_split="test"))
     assert (len(data.train), len(data.evaluation), data.test) == (16, 4, None)
-    assert data.eval_name == "20% of test"
+    assert data.eval_name == "held out of test"
 
 
 def test_other_data_sets_are_evaluated_and_tested_on(tmp_path: Path) -> None:
@@ -340,3 +340,34 @@ def test_the_fingerprint_follows_the_division(tmp_path: Path) -> None:
     assert prepare(config_for(folder)).fingerprint == base
     assert prepare(config_for(folder, seed=1)).fingerprint != base
     assert prepare(config_for(folder, eval_fraction=0.5)).fingerprint != base
+
+
+def test_what_lies_beyond_the_models_window_is_not_heard_and_said(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3}, seconds=0.2)
+    data = prepare_data(config_for(folder, max_seconds=None), 16_000, 400, 1_600)
+    assert data.notes == [
+        "The model's window of 0.1 s cuts 100% of the clips; 50% of the audio is never heard"
+    ]
+    assert len(data.train[0][0]) == 1_600
+
+
+def test_clips_that_are_trained_on_and_tested_with_are_said(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3})
+    data = prepare(config_for(folder, test_dataset=str(folder)))
+    (note,) = data.notes
+    assert note == "4 of the test clips are trained on too: their scores flatter the model"
+
+
+def test_a_clip_without_a_group_is_refused_where_groups_divide(tmp_path: Path) -> None:
+    rows = [(write_wav(tmp_path / f"{i}.wav"), "ab"[i % 2], "x" * (i % 3)) for i in range(9)]
+    table = write_table(tmp_path / "clips.csv", ("path", "label", "speaker"), rows)
+    config = config_for(table, split_by="group", group_column="speaker")
+    with pytest.raises(UserError, match="3 clips have nothing in"):
+        prepare(config)
+
+
+def test_split_folders_may_be_capitalised(tmp_path: Path) -> None:
+    for split in ("Train", "Test"):
+        write_class_folders(tmp_path / "sounds" / split, {"cat": 3, "dog": 3})
+    data = prepare(config_for(tmp_path / "sounds"))
+    assert (data.labels, data.eval_name) == (["cat", "dog"], "test")

@@ -13,7 +13,7 @@ from data_helpers import noise, write_class_folders, write_table, write_wav
 from audiocls.data.sources import Columns, Source, label_order, load_source
 from audiocls.errors import InputOutputFailed, UserError
 
-DEFAULT = Columns("audio", "intent_class")
+DEFAULT = Columns()
 COLUMNS = Columns("path", "label")
 
 
@@ -92,7 +92,7 @@ def test_hidden_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> N
     assert len(source.splits["train"]) == 4
     (note,) = source.notes
     assert "3 files" in note
-    assert "hidden or not audio" in note
+    assert "hidden, not audio" in note
 
 
 def test_what_libsndfile_cannot_read_is_not_passed_over(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_suffixes_count_in_any_case(tmp_path: Path) -> None:
 
 def test_a_folder_without_class_folders_says_how_to_arrange_it(tmp_path: Path) -> None:
     write_wav(tmp_path / "flat" / "a.wav")
-    assert "put each class's clips in a folder of its own" in refusal(tmp_path / "flat", DEFAULT)
+    assert "give each class a folder of its own" in refusal(tmp_path / "flat", DEFAULT)
     (tmp_path / "empty").mkdir()
     assert "holds no audio" in refusal(tmp_path / "empty", DEFAULT)
 
@@ -252,7 +252,7 @@ def test_a_manifest_that_is_not_there_is_an_input_that_failed(tmp_path: Path) ->
 def test_a_missing_column_is_told_with_those_there_are(tmp_path: Path) -> None:
     write_table(tmp_path / "clips.csv", ("recording", "spoken", "split"), [("a.wav", "yes", "train")])
     message = refusal(tmp_path / "clips.csv", DEFAULT)
-    for words in ("'audio'", "recording, spoken, split", "--audio-column"):
+    for words in ("obviously the audio", "recording, spoken, split", "--audio-column"):
         assert words in message
     message = refusal(tmp_path / "clips.csv", Columns("recording", "label"))
     for words in ("'label'", "recording, spoken, split", "--label-column"):
@@ -265,8 +265,8 @@ def test_one_obvious_column_is_taken_and_noted(tmp_path: Path, audio: str, label
     source = load(tmp_path / "clips.csv", DEFAULT)
     assert named(source) == {"train": [("a.wav", "yes")]}
     assert len(source.notes) == 2
-    assert f"no column 'audio': '{audio}' is taken for the audio" in source.notes[0]
-    assert f"no column 'intent_class': '{label}' is taken for the label" in source.notes[1]
+    assert f"the column '{audio}' is taken for the audio" in source.notes[0]
+    assert f"the column '{label}' is taken for the label" in source.notes[1]
 
 
 def test_of_two_obvious_columns_none_is_taken(tmp_path: Path) -> None:

@@ -55,6 +55,8 @@ def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = No
             check_format(rate, file.channels, sampling_rate)
             frames = -1 if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
             samples = file.read(frames, dtype="float32", always_2d=True)  # [frames, channels]
+    except FileNotFoundError:
+        raise BadAudio("is not there") from None
     except OSError as error:
         raise UnreadableAudio(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
     except soundfile.LibsndfileError as error:
@@ -72,6 +74,8 @@ def opened(audio: Path | bytes) -> Iterator[io.BytesIO | int]:
     if isinstance(audio, bytes):
         yield io.BytesIO(audio)
         return
+    if "\0" in str(audio):
+        raise BadAudio("has a NUL in its name")
     descriptor = os.open(audio, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO must not block
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -92,6 +96,8 @@ def mono(samples: np.ndarray) -> Waveform:
         raise BadAudio("holds no audio")
     if not np.isfinite(samples).all():
         raise BadAudio("holds samples that are not finite")
+    if samples.ndim > 2:
+        raise BadAudio(f"has {samples.ndim} dimensions, not [samples] or [samples, channels]")
     return samples if samples.ndim == 1 else samples.mean(axis=1)
 
 
@@ -119,7 +125,14 @@ def check_format(rate: int, channels: int, to_rate: int) -> None:
     # One filter for each of the new rate's phases, as long as the old rate's period and more.
     width = filter_half_width(rate, to_rate)
     if rate != to_rate and (to_rate // divisor) * (2 * width + rate // divisor) > MAX_KERNEL_VALUES:
-        raise BadAudio(f"has a rate of {rate} Hz, which shares no useful factor with {to_rate} Hz")
+        convert = f"ffmpeg -i FILE -ar {to_rate} FILE.wav"
+        raise BadAudio(f"has a rate of {rate} Hz, too odd beside {to_rate} Hz (convert it: {convert})")
+
+
+def check_length(num_samples: int, min_samples: int, sampling_rate: int) -> None:
+    if num_samples < min_samples:
+        milliseconds = 1000 * min_samples / sampling_rate
+        raise BadAudio(f"is shorter than what the model needs to hear, {milliseconds:.0f} ms")
 
 
 def filter_half_width(from_rate: int, to_rate: int) -> int:

@@ -29,7 +29,7 @@ from audiocls.data.sources import Clip
 
 FORMAT = 1  # raised when what is stored changes its meaning
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
-CHUNK = 256  # clips decoded before the next write: bounds the memory
+CHUNK = 32  # clips decoded before the next write: bounds the memory
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -88,6 +88,7 @@ def decode_all(
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
+    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
     errors = {}
     may_recover = False
@@ -162,14 +163,12 @@ class CacheWriter:
             self.close()
 
     def publish(self, index: dict[str, Any]) -> None:
-        """Rename the cache into its place; one that another process put there gives way to its twin."""
+        """Rename the cache into its place."""
         if self.file is None or self.unfinished is None:
             return
         with contextlib.suppress(OSError):
             (self.unfinished / self.INDEX).write_text(json.dumps(index))
-            if self.folder.exists():
-                shutil.rmtree(self.folder, ignore_errors=True)
-            self.unfinished.rename(self.folder)
+            self.unfinished.rename(self.folder)  # fails where another process was first: its twin stays
 
     def close(self) -> None:
         if self.file is not None:
@@ -193,7 +192,8 @@ def decoded(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> I
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
-    with ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(num_cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for start in range(0, len(clips), CHUNK):
                 yield from pool.map(one, clips[start : start + CHUNK])

@@ -58,6 +58,11 @@ class ClipDataset(Dataset):
     def paths(self) -> list[str]:
         return [self.waveforms.clips[row].path for row in self.rows]
 
+    @property
+    def identities(self) -> list[str]:
+        """What each clip is: its name and its label."""
+        return [f"{clip.path}\0{clip.label}" for clip in (self.waveforms.clips[row] for row in self.rows)]
+
 
 Collator = Callable[[list[Example]], Batch]
 

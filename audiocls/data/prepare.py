@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from audiocls.config import GUIDE_DATASET, TrainConfig
+from audiocls.data.audio import BadAudio, check_length
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.loader import ClipDataset
 from audiocls.data.sources import Clip, Columns, Source, label_order, load_source
@@ -30,15 +31,22 @@ class RunData:
     @property
     def fingerprint(self) -> str:
         """Names this division of these clips."""
-        return fingerprint(self.train.paths, self.evaluation.paths, self.test.paths if self.test else [])
+        parts = (self.train, self.evaluation, self.test)
+        return fingerprint(*(part.identities if part else [] for part in parts))
 
 
 def prepare_data(
-    config: TrainConfig, sampling_rate: int, min_samples: int, *, progress: bool = False
+    config: TrainConfig,
+    sampling_rate: int,
+    min_samples: int,
+    window_samples: int | None = None,
+    *,
+    progress: bool = False,
 ) -> RunData:
     """Load, decode, divide and label the clips that `config` names, at `sampling_rate`.
 
-    A clip that does not decode, or gives fewer than `min_samples`, is left out before the division.
+    A clip that does not decode, or gives fewer than `min_samples`, is left out before the division; what lies
+    beyond the `window_samples` that the model hears is not decoded.
     Raises InputsRefused where those are more than `max_bad_clips`, UserError where the data set does not fit.
     """
     columns = Columns(config.audio_column, config.label_column, config.group_column)
@@ -49,6 +57,11 @@ def prepare_data(
         raise UserError(
             f"--max-seconds is {config.max_seconds:g}, less than the model needs, {shortest:g} s."
         )
+
+    heard = f"--max-seconds {config.max_seconds:g}" if config.max_seconds is not None else ""
+    if window_samples is not None and (max_samples is None or window_samples < max_samples):
+        max_samples = window_samples
+        heard = f"The model's window of {window_samples / sampling_rate:g} s"
 
     def load(name: str) -> Source:
         named = config.dataset_config if name == config.dataset else None
@@ -96,7 +109,13 @@ def prepare_data(
     if untrained:
         notes.append(f"no clip to train on for the label{'s'[: len(untrained) > 1]} {named(untrained)}")
     if max_samples is not None:
-        note_cut(waveforms, max_samples, sampling_rate, notes)
+        note_cut(waveforms, max_samples, heard, notes)
+    if waveforms.cache is None:
+        notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are heard")
+    trained = {clips[row].path for row in train_rows}
+    for rows, what in ((eval_rows, "evaluation"), (test_rows, "test")):
+        if twice := sum(clips[row].path in trained for row in rows):
+            notes.append(f"{twice} of the {what} clips are trained on too: their scores flatter the model")
 
     number = {label: id for id, label in enumerate(labels)}
     label_ids = np.array([number[clip.label] for clip in clips])
@@ -126,7 +145,7 @@ def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Cl
     for split in ("validation", "test"):
         if split in source.splits and split not in (config.train_split, config.test_split):
             return split, split_named(source, split, "--eval-split")
-    return f"{config.eval_fraction:.0%} of {config.train_split}", []
+    return f"held out of {config.train_split}", []
 
 
 def choose_test(config: TrainConfig, source: Source, eval_split: str | None) -> list[Clip]:
@@ -149,8 +168,8 @@ def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
 def check_labels(name: str, labels: list[str], train: list[Clip], others: list[Clip]) -> None:
     if len(labels) < 2:
         raise UserError(
-            f"{name} has one class, {named(labels)}: classifying needs two at least. "
-            "Is --label-column the right one?"
+            f"{name} has one class, {named(labels)}: classifying needs two at least. Of a manifest, is "
+            "--label-column the right one?"
         )
     unknown = Counter(clip.label for clip in others if clip.label not in set(labels))
     if unknown:
@@ -170,9 +189,11 @@ def leave_out_bad(
 ) -> np.ndarray:
     """bool [clips], which ones can be used; the others are noted, a line each."""
     errors = dict(waveforms.errors)
-    for row in np.flatnonzero(waveforms.num_samples < min_samples):
-        milliseconds = 1000 * min_samples / waveforms.sampling_rate
-        errors.setdefault(int(row), f"is shorter than what the model needs to hear, {milliseconds:.0f} ms")
+    for row, num_samples in enumerate(waveforms.num_samples.tolist()):
+        try:
+            check_length(num_samples, min_samples, waveforms.sampling_rate)
+        except BadAudio as error:
+            errors.setdefault(row, str(error))
     lines = [f"{waveforms.clips[row].path} {error}" for row, error in sorted(errors.items())]
     if len(errors) > max_bad_clips * len(waveforms.clips):
         raise InputsRefused(
@@ -198,7 +219,11 @@ def divide(
         if undivided:
             notes.append(f"too few clips to divide, all to train on: {named(undivided)}")
     elif config.split_by == "group":
-        groups = [clip.group or "" for clip in clips]
+        groups = [clip.group for clip in clips if clip.group is not None]
+        if len(groups) < len(clips):
+            raise UserError(
+                f"{len(clips) - len(groups)} clips have nothing in the column {config.group_column}."
+            )
         if len(set(groups)) < 2:
             raise UserError(
                 f"--group-column {config.group_column} holds one group: there is nothing to divide by."
@@ -209,13 +234,14 @@ def divide(
     return rows[train], rows[evaluation]
 
 
-def note_cut(waveforms: Waveforms, max_samples: int, sampling_rate: int, notes: list[str]) -> None:
-    """Say what --max-seconds costs: the clips it cuts, and the audio that is never heard."""
+def note_cut(waveforms: Waveforms, max_samples: int, heard: str, notes: list[str]) -> None:
+    """Say what is lost by what is `heard`: the clips it cuts, and the audio that is never heard."""
+    sampling_rate = waveforms.sampling_rate
     seconds = waveforms.seconds[waveforms.num_samples > 0]
-    heard = np.minimum(seconds, max_samples / sampling_rate)
+    kept = np.minimum(seconds, max_samples / sampling_rate)
     cut = np.count_nonzero(seconds * sampling_rate >= max_samples + 1)
     if cut:
         notes.append(
-            f"--max-seconds {max_samples / sampling_rate:g} cuts {cut / len(seconds):.0%} of the clips; "
-            f"{1 - heard.sum() / seconds.sum():.0%} of the audio is never heard"
+            f"{heard} cuts {cut / len(seconds):.0%} of the clips; "
+            f"{1 - kept.sum() / seconds.sum():.0%} of the audio is never heard"
         )

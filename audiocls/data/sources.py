@@ -34,7 +34,8 @@ SPLIT_FOLDERS = {
     "testing": "test",
 }
 MISSING = "\0missing"  # stands for a cell that a row of a csv lacks
-# Obvious names, tried where the one asked for is missing.
+# Tried where no column is named: the guide's, then other obvious names.
+GUIDE_COLUMNS = {"audio": "audio", "label": "intent_class"}
 AUDIO_COLUMNS = ("audio", "path", "file", "file_name", "filename", "wav", "audio_path")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
 
@@ -97,8 +98,8 @@ class Source:
 class Columns:
     """The columns asked for on the command line."""
 
-    audio: str
-    label: str
+    audio: str | None = None
+    label: str | None = None
     group: str | None = None
 
 
@@ -113,7 +114,7 @@ def load_source(
     path = Path(name).expanduser()
     if name == "demo":
         return load_folder(name, demo_folder(cache_dir), columns)
-    if path.suffix in MANIFEST_SUFFIXES:
+    if path.suffix.lower() in MANIFEST_SUFFIXES:
         return load_manifest(name, path, columns)
     if path.is_dir():
         return load_folder(name, path, columns)
@@ -134,11 +135,11 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
         raise UserError(f"{name} is a folder, which has no columns: --group-column needs a manifest.")
     source = Source(name)
     folders = visible_folders(folder)
-    if any(child.name == "train" and visible_folders(child) for child in folders):
+    if any(SPLIT_FOLDERS.get(child.name.lower()) == "train" and visible_folders(child) for child in folders):
         split_of = {child: SPLIT_FOLDERS.get(child.name.lower(), child.name) for child in folders}
     else:
         split_of = {folder: "train"}
-    passed_over = 0
+    passed_over = sum(1 for child in folder.iterdir() if child.is_file())
     for split_folder, split in split_of.items():
         for class_folder in visible_folders(split_folder):
             files, others = audio_files(class_folder)
@@ -146,11 +147,11 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
             source.splits.setdefault(split, []).extend(clips)
             passed_over += others
     if passed_over:
-        source.notes.append(f"{name}: {passed_over} files that are hidden or not audio are passed over")
-    if not any(source.splits.values()):
-        raise UserError(
-            f"{name} holds no audio in class folders: put each class's clips in a folder of its own."
+        source.notes.append(
+            f"{name}: {passed_over} files are passed over: hidden, not audio, or in no class folder"
         )
+    if not any(source.splits.values()):
+        raise UserError(f"{name} holds no audio in class folders: give each class a folder of its own.")
     return source
 
 
@@ -212,7 +213,7 @@ def load_manifest(name: str, path: Path, columns: Columns) -> Source:
             continue
         file = path.parent / str(row[audio_column])  # an absolute path replaces the folder
         split = str(row.get("split") or "train").lower()
-        group = str(row.get(group_column)) if group_column else None
+        group = label_text(row.get(group_column)) if group_column else None
         clips = source.splits.setdefault(SPLIT_FOLDERS.get(split, split), [])
         clips.append(Clip(str(file), FileAudio(file), label, group))
     note_unlabelled(source, unlabelled)
@@ -283,9 +284,7 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
         audio = table.select_columns(audio_column).cast_column(audio_column, datasets.Audio(decode=False))
         audio = audio.rename_column(audio_column, "audio") if audio_column != "audio" else audio
         clips = [
-            Clip(
-                f"{name}/{split}/{index}", HubAudio(audio, index), text, None if group is None else str(group)
-            )
+            Clip(f"{name}/{split}/{index}", HubAudio(audio, index), text, label_text(group))
             for index, (label, group) in enumerate(zip(labels, groups, strict=True))
             if (text := label_text(label)) is not None
         ]
@@ -297,18 +296,22 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
 # What the sources share
 
 
-def find_column(kind: str, named: str, candidates: Iterable[str], there: list[str], source: Source) -> str:
-    """The column `named`, or the one obvious candidate in its place, which is noted."""
-    if named in there:
-        return named
+def find_column(
+    kind: str, named: str | None, candidates: Iterable[str], there: list[str], source: Source
+) -> str:
+    """The column `named`; where none is, the guide's, or else the one obvious candidate, which is noted."""
+    guides = GUIDE_COLUMNS.get(kind)
+    if named in there or (named is None and guides in there):
+        return str(named or guides)
     obvious = [column for column in candidates if column in there]
-    if len(obvious) == 1:
-        note = f"{source.name} has no column {named!r}: {obvious[0]!r} is taken for the {kind}"
+    if named is None and len(obvious) == 1:
+        note = f"{source.name}: the column {obvious[0]!r} is taken for the {kind}"
         if note not in source.notes:
             source.notes.append(note)
         return obvious[0]
+    which = f"no column {named!r}" if named else f"no column that is obviously the {kind}"
     raise UserError(
-        f"{source.name} has no column {named!r}. It has: {', '.join(map(str, there))}. "
+        f"{source.name} has {which}. It has: {', '.join(map(str, there))}. "
         f"Name the right one with --{kind}-column."
     )
 

@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from audiocls.data.audio import BadAudio, Waveform, decode, mono, resample
+from audiocls.data.audio import BadAudio, Waveform, check_format, check_length, decode, mono, resample
 from audiocls.data.batch_plan import in_batches
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
@@ -17,6 +18,9 @@ from audiocls.model.backbone import LoadedModel, load_for_inference
 from audiocls.storage import MANIFEST, damage, finish_swap
 
 POOL_BATCHES = 16  # batches' worth of recordings held at once, so that those of one length can meet
+
+
+Recording = str | Path | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -73,29 +77,13 @@ class Classifier:
         id2label = self.model.config.id2label
         return [id2label[id] for id in range(len(id2label))]
 
-    def __call__(
-        self,
-        inputs: Iterable[str | Path | np.ndarray],
-        *,
-        sampling_rate: int | None = None,
-        top_k: int = 5,
-        batch_size: int = 8,
-        max_seconds: float | None = None,
-    ) -> list[Prediction]:
-        """One Prediction for each input, in their order; see `stream`."""
-        return list(
-            self.stream(
-                inputs,
-                sampling_rate=sampling_rate,
-                top_k=top_k,
-                batch_size=batch_size,
-                max_seconds=max_seconds,
-            )
-        )
+    def __call__(self, inputs: Recording | Iterable[Recording], **options: Any) -> list[Prediction]:
+        """One Prediction for each input, in their order; the options are those of `stream`."""
+        return list(self.stream(inputs, **options))
 
     def stream(
         self,
-        inputs: Iterable[str | Path | np.ndarray],
+        inputs: Recording | Iterable[Recording],
         *,
         sampling_rate: int | None = None,
         top_k: int = 5,
@@ -105,7 +93,7 @@ class Classifier:
         """Predictions as they are made, in the inputs' order.
 
         Args:
-            inputs: paths of recordings, or waveforms, float [samples] or [samples, channels].
+            inputs: paths of recordings, or waveforms, float [samples] or [samples, channels]; or only one.
             sampling_rate: of the waveforms, in Hz; files know their own.
             top_k: how many labels a Prediction holds, best first.
             batch_size: recordings in a forward pass.
@@ -114,35 +102,38 @@ class Classifier:
         A recording that cannot be used is a Prediction with an `error`. Raises UserError for a waveform
         without `sampling_rate`.
         """
+        if top_k < 1 or batch_size < 1 or (max_seconds is not None and max_seconds <= 0):
+            raise UserError("top_k, batch_size and max_seconds must be above 0.")
         rate = self.backbone.sampling_rate
-        max_samples = None if max_seconds is None else round(max_seconds * rate)
-        remaining = iter(inputs)
+        max_samples = self.backbone.max_samples if max_seconds is None else round(max_seconds * rate)
+        remaining = iter([inputs] if isinstance(inputs, Recording) else inputs)
         while pool := list(islice(remaining, POOL_BATCHES * batch_size)):
             heard = [self.hear(recording, sampling_rate, max_samples) for recording in pool]
             scores = self.scores([one for one in heard if isinstance(one, np.ndarray)], batch_size)
             for recording, one in zip(pool, heard, strict=True):
-                path = None if isinstance(recording, np.ndarray) else str(recording)
+                path = str(recording) if isinstance(recording, str | Path) else None
                 if isinstance(one, str):
                     yield Prediction(path, [], one)
                 else:
                     yield Prediction(path, self.best(next(scores), top_k))
 
     def hear(
-        self, recording: str | Path | np.ndarray, sampling_rate: int | None, max_samples: int | None
+        self, recording: Recording, sampling_rate: int | None, max_samples: int | None
     ) -> Waveform | str:
         """The recording as the model takes it, or why it cannot."""
         rate, shortest = self.backbone.sampling_rate, self.backbone.min_samples
         try:
-            if isinstance(recording, np.ndarray):
+            if isinstance(recording, str | Path):
+                waveform = decode(Path(recording), rate, max_samples).waveform
+            else:
                 if sampling_rate is None:
                     raise UserError("A waveform does not know its rate: give sampling_rate=, in Hz.")
-                waveform = resample(mono(recording), sampling_rate, rate)[:max_samples]
-            else:
-                waveform = decode(Path(recording), rate, max_samples).waveform
+                samples = np.asarray(recording, np.float32)
+                check_format(sampling_rate, 1 if samples.ndim == 1 else samples.shape[1], rate)
+                waveform = resample(mono(samples), sampling_rate, rate)[:max_samples]
+            check_length(len(waveform), shortest, rate)
         except BadAudio as error:
             return str(error)
-        if len(waveform) < shortest:
-            return f"is shorter than what the model needs to hear, {1000 * shortest / rate:.0f} ms"
         return waveform
 
     @torch.inference_mode()

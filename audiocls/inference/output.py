@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,7 @@ from typing import TextIO
 from audiocls.data.sources import audio_files
 from audiocls.errors import UserError, one_line
 from audiocls.inference.classifier import Prediction
-from audiocls.storage import failing_as
+from audiocls.storage import complete_file
 
 
 def expand(inputs: Iterable[str]) -> list[str]:
@@ -42,6 +43,7 @@ def write_predictions(predictions: Iterable[Prediction], format: str, top_k: int
                 file.write(json.dumps(as_json(prediction)) + "\n")
             case "csv":
                 cells = [cell for label, score in prediction.scores for cell in (label, f"{score:.6f}")]
+                cells += [""] * (2 * top_k - len(cells))
                 table.writerow([prediction.path, prediction.error or "", *cells])
             case _:
                 file.write(as_text(prediction))
@@ -63,7 +65,7 @@ def as_json(prediction: Prediction) -> dict:
 def as_text(prediction: Prediction) -> str:
     lines = [one_line(prediction.path or "")]
     if prediction.error is not None:
-        lines[0] += f": refused, it {prediction.error}"
+        lines[0] += f": refused: {prediction.error}"
     lines += [f"  {score:.4f}  {one_line(label)}" for label, score in prediction.scores]
     return "\n".join(lines) + "\n"
 
@@ -72,14 +74,9 @@ def as_text(prediction: Prediction) -> str:
 def results_file(output: str | None) -> Iterator[TextIO]:
     """Standard output, or a file that is complete or absent."""
     if output is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
         yield sys.stdout
         return
-    path = Path(output).expanduser()
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with failing_as(path):
-        try:
-            with unfinished.open("w", encoding="utf-8", newline="") as file:
-                yield file
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+    with complete_file(Path(output).expanduser()) as file:
+        yield file

@@ -76,6 +76,16 @@ class Backbone:
         return self.samples_of_frames(getattr(self.config, "squeeze_factor", 1))  # SEW pools its frames
 
     @property
+    def max_samples(self) -> int | None:
+        """What a model of a fixed window hears of a clip: Whisper's chunk, AST's longest spectrogram."""
+        match self.config.model_type:
+            case "whisper":
+                return self.feature_extractor.n_samples
+            case "audio-spectrogram-transformer":
+                return round((0.025 + 0.010 * (self.feature_extractor.max_length - 1)) * self.sampling_rate)
+        return None
+
+    @property
     def min_training_length(self) -> int:
         """Samples, or frames of a spectrogram, that a training batch needs for SpecAugment's mask to fit."""
         config = self.config

@@ -1,6 +1,7 @@
 """The short blocks of text before the first step and after the last."""
 
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def say_start(
 def class_sizes(clips: ClipDataset, labels: list[str]) -> str:
     sizes = Counter(clips.labels.tolist())
     (most, most_clips), (least, least_clips) = sizes.most_common()[0], sizes.most_common()[-1]
+    if most_clips == least_clips:
+        return f"each with {most_clips} clips to train on"
     return (
         f"the largest {labels[most]!r} with {most_clips} clips to train on, "
         f"the smallest {labels[least]!r} with {least_clips}"
@@ -58,4 +61,6 @@ def say_end(
         say(f"test: accuracy {test.accuracy:.4f}, macro_f1 {test.macro_f1:.4f} on {test.num_samples} clips")
     example = data.evaluation.paths[0]
     file = example if Path(example).is_file() else "FILE.wav"  # a clip of a Hub data set is no file
-    say(f"the best model is in {run_folder}/best; try: python infer.py {run_folder} {shlex.quote(file)}")
+    infer = Path(sys.argv[0]).with_name("infer.py")
+    command = shlex.join(["python", str(infer), str(run_folder), file])
+    say(f"the best model is in {run_folder}/best; try: {command}")

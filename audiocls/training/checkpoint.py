@@ -40,7 +40,8 @@ class TrainState:
     best_step: int | None = None
     best_epoch: float | None = None
     log_bytes: int = 0  # length of metrics.jsonl, to which it is cut on resume
-    wall_seconds: float = 0.0
+    total_steps: int | None = None  # of the plan, which a resumed run may lengthen
+    wall_seconds: float = 0.0  # training, evaluating and saving
     window: Window = dataclasses.field(default_factory=Window)
 
 

@@ -31,9 +31,10 @@ class Evaluation:
         return {name: getattr(self, name) for name in ("loss", "accuracy", "macro_f1", "num_samples")}
 
 
-def is_better(score: float, best: float | None, metric: str) -> bool:
-    """Strictly better, so that of equals the first stays; what is not a number is never better."""
-    if not np.isfinite(score):
+def is_better(scores: dict[str, float], best: float | None, metric: str) -> bool:
+    """Strictly better, so that of equals the first stays; a model whose loss is no number never is."""
+    score = scores[metric]
+    if not np.isfinite(scores["loss"]):
         return False
     return best is None or (score < best if metric == "loss" else score > best)
 
@@ -75,4 +76,4 @@ def prediction_lines(split: str, clips: ClipDataset, evaluation: Evaluation) -> 
         }
         for row, probabilities in zip(clips.rows, evaluation.probabilities.tolist(), strict=True)
     ]
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return "".join(json.dumps(line) + "\n" for line in lines)

@@ -1,6 +1,5 @@
 """THE loop: every step from a batch to the best checkpoint, in the order in which it happens."""
 
-import functools
 import math
 import time
 from pathlib import Path
@@ -16,9 +15,9 @@ from audiocls.data.batch_plan import BatchPlan, in_batches
 from audiocls.data.loader import ClipDataset, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, keep_freed_memory, pick_precision
-from audiocls.errors import NumbersBroke, Stopped
+from audiocls.errors import NumbersBroke, Stopped, UserError
 from audiocls.model.backbone import LoadedModel
-from audiocls.reporting.run_log import RunLog, Window
+from audiocls.reporting.run_log import RunLog, Window, say
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
 from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
@@ -64,9 +63,21 @@ def train(
         round(config.max_batch_seconds * backbone.sampling_rate) if config.max_batch_seconds else None,
     )
     state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
-    save = functools.partial(
-        save_checkpoint, run_folder, loaded, optimizer, scaler, state, keep=config.save_total_limit
-    )
+    if state.step > plan.total_steps:
+        raise UserError(
+            f"The run has gone through {state.step} steps, more than {plan.total_steps}: ask for more."
+        )
+    going_on = f", going on after step {state.step}" if state.step else ""
+    say(f"{plan.total_steps} steps in {plan.num_epochs} epochs{going_on}")
+    if state.total_steps not in (None, plan.total_steps):
+        say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
+    state.total_steps = plan.total_steps
+    began = time.perf_counter() - state.wall_seconds
+
+    def save(predictions: str | None = None) -> None:
+        state.wall_seconds = time.perf_counter() - began
+        keep = config.save_total_limit
+        save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
     collate = loaded.collator(training=True)
@@ -77,9 +88,9 @@ def train(
     stop.defer()  # from here on a signal waits for the next micro-batch
 
     for epoch in range(state.epoch, plan.num_epochs):
-        for step in plan.steps(epoch)[state.step_in_epoch :]:
+        for micro_batches in plan.steps(epoch)[state.step_in_epoch :]:
             step_began = time.perf_counter()
-            num_clips = sum(map(len, step))
+            num_clips = sum(map(len, micro_batches))
             learning_rate = scheduled_learning_rate(
                 state.steps_taken,
                 plan.total_steps,
@@ -91,7 +102,7 @@ def train(
             step_loss = torch.zeros((), device=device)
             heard_samples = padding_samples = 0
 
-            for micro_batch in range(len(step)):
+            for micro_batch in range(len(micro_batches)):
                 if stop.requested:  # the gradient of the unfinished step is discarded
                     save()
                     raise Stopped(
@@ -99,7 +110,7 @@ def train(
                     )
 
                 wait_began = time.perf_counter()
-                batch = next(batches)
+                batch = next(batches)  # the loader yields exactly these micro-batches, in this order
                 state.window.data_wait_seconds += time.perf_counter() - wait_began
                 heard_samples += batch.num_samples
                 padding_samples += batch.padding_samples
@@ -152,17 +163,16 @@ def train(
 
             if is_last or plan.is_due(config.eval_every, state.step, state.step_in_epoch):
                 result = evaluate(model, eval_batches, device, precision)
-                score = result.scores[config.best_metric]
-                is_best = is_better(score, state.best_score, config.best_metric)
+                is_best = is_better(result.scores, state.best_score, config.best_metric)
                 if is_best:
-                    state.best_score, state.best_step, state.best_epoch = score, state.step, passes
+                    state.best_score = result.scores[config.best_metric]
+                    state.best_step, state.best_epoch = state.step, passes
                 state.log_bytes = log.record(
                     "eval", step=state.step, epoch=passes, **result.scores, is_best=is_best
                 )
                 save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
                 if is_best:
                     export_best(run_folder, state.step)
-            state.wall_seconds += time.perf_counter() - step_began
         state.epoch, state.step_in_epoch = epoch + 1, 0
     return state
 
@@ -174,14 +184,18 @@ def finish(
     device: torch.device,
     run_folder: Path,
     log: RunLog,
+    stop: StopSignal,
     state: TrainState,
 ) -> Evaluation | None:
     """Score the test set, where there is one: once, with the best weights. Then write the last record.
 
     Raises NumbersBroke where no evaluation gave a score to choose the best by.
     """
+    stop.undefer()  # everything is saved: from here on a signal ends the process at once
     if state.best_step is None:
-        raise NumbersBroke(f"No evaluation gave a finite {config.best_metric}. Try a lower --learning-rate.")
+        raise NumbersBroke(
+            "No evaluation had a finite loss: there is no best model. Try a lower --learning-rate."
+        )
     result = None
     if data.test is not None:
         loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))

@@ -1,7 +1,11 @@
 """The folder of a run: its name, and run.json, which says what the run was."""
 
+import atexit
+import contextlib
 import dataclasses
+import itertools
 import json
+import os
 import platform
 import shutil
 from importlib.metadata import version
@@ -23,6 +27,7 @@ MAY_CHANGE = set(
     "cache_dir device epochs log_every max_bad_clips max_steps num_workers output_dir overwrite resume "
     "save_total_limit".split()
 )
+_locks: list[int] = []  # descriptors that stay open as long as the process
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
 
@@ -32,28 +37,60 @@ def claim_run_folder(config: TrainConfig) -> Path:
     Raises UserError where a folder that was named holds a run already, InputOutputFailed where it cannot be
     written.
     """
-    if config.output_dir is not None:
-        folder = Path(config.output_dir).expanduser()
-    else:
-        base = Path("runs", f"{last_part(config.dataset)}-{last_part(config.model)}")
-        numbered = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))]
-        free = next(number for number, folder in enumerate(numbered) if not holds_run(folder))
-        going_on = config.resume or config.overwrite
-        folder = numbered[free - 1 if going_on and free else free]
+    folder = Path(config.output_dir).expanduser() if config.output_dir else default_folder(config)
     if holds_run(folder) and not (config.resume or config.overwrite):
         raise UserError(f"{folder} holds a run already: give --resume, --overwrite or another --output-dir.")
     with failing_as(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        atexit.register(remove_if_empty, folder)  # where nothing was written: a mistake, a stop
+        if not lock(folder):
+            raise UserError(f"Another run is writing to {folder}: wait for it, or name another --output-dir.")
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
     return folder
 
 
+def default_folder(config: TrainConfig) -> Path:
+    """runs/<data set>-<model>, made just now; to resume or overwrite, the newest one of that name."""
+    base = Path("runs", f"{last_part(config.dataset)}-{last_part(config.model)}")
+    folder, newest = base, base
+    for number in itertools.count(2):
+        if not folder.exists():
+            if config.resume or config.overwrite:
+                return newest
+            with contextlib.suppress(FileExistsError), failing_as(folder):  # another run may be first
+                folder.mkdir(parents=True)
+                return folder
+        newest, folder = folder, base.with_name(f"{base.name}-{number}")
+    raise AssertionError("there is always another number")
+
+
+def lock(folder: Path) -> bool:
+    """Whether this process now has the folder to itself, until it ends; always so without POSIX locks."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        return True
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _locks.append(descriptor)
+    return True
+
+
+def remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def last_part(name: str) -> str:
     """`minds14` of PolyAI/minds14, `train` of fsdd/train.csv."""
     path = Path(name).expanduser().resolve() if Path(name).exists() else Path(name)
-    return path.stem if path.suffix in MANIFEST_SUFFIXES else path.name
+    return path.stem if path.suffix.lower() in MANIFEST_SUFFIXES else path.name
 
 
 def holds_run(folder: Path) -> bool:
