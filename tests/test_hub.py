@@ -267,7 +267,7 @@ def test_infer_prints_five_labels_of_the_run(guide: Guide) -> None:
 def test_what_a_run_says_to_type_next_names_a_file(guide: Guide) -> None:
     *_, last = guide.finished.stdout.splitlines()
     command = last.partition("try: ")[2].split()
-    assert command[:3] == ["python", "infer.py", "runs/minds14-wav2vec2-base"]
+    assert command[:3] == ["python", str(ROOT / "infer.py"), "runs/minds14-wav2vec2-base"]
     # A Hub data set's clips lie in no file of their own: what is suggested must be a file, or a word for one.
     assert (guide.cwd / command[3]).exists() or not command[3].startswith("PolyAI/")
 
@@ -329,7 +329,7 @@ def test_with_a_warm_cache_the_hub_is_not_needed(
 ) -> None:
     finished, _ = without_hub["warm"]
     assert finished.returncode == 0, finished.stderr
-    assert "train 33 clips, evaluation (20% of train) 9 clips" in finished.stdout
+    assert "train 33 clips, evaluation (held out of train) 9 clips" in finished.stdout
 
 
 @pytest.mark.parametrize("case", ["empty", "empty, told to be offline", "empty, tiny model"])
