@@ -68,7 +68,7 @@ def train(
             f"The run has gone through {state.step} steps, more than {plan.total_steps}: ask for more."
         )
     going_on = f", going on after step {state.step}" if state.step else ""
-    say(f"{plan.total_steps} steps in {plan.num_epochs} epochs{going_on}")
+    say(f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs{going_on}")
     if state.total_steps not in (None, plan.total_steps):
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
     state.total_steps = plan.total_steps
