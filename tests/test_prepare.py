@@ -210,7 +210,7 @@ def test_a_label_whose_clips_all_went_to_the_evaluation_is_noted(tmp_path: Path)
         if 10 in evaluation:  # the only dog
             break
     data = prepare(config_for(folder, seed=seed))
-    assert "no clip to train on for the label dog" in data.notes
+    assert "no clip to train on for: dog" in data.notes
     assert data.labels == ["cat", "dog", "emu"]
 
 

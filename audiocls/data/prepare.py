@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -49,65 +50,32 @@ def prepare_data(
     beyond the `window_samples` that the model hears is not decoded.
     Raises InputsRefused where those are more than `max_bad_clips`, UserError where the data set does not fit.
     """
-    columns = Columns(config.audio_column, config.label_column, config.group_column)
+    max_samples, heard = what_is_heard(config.max_seconds, sampling_rate, min_samples, window_samples)
     cache_dir = cache_folder(config.cache_dir)
-    max_samples = None if config.max_seconds is None else round(config.max_seconds * sampling_rate)
-    if max_samples is not None and max_samples < min_samples:
-        shortest = min_samples / sampling_rate
-        raise UserError(
-            f"--max-seconds is {config.max_seconds:g}, less than the model needs, {shortest:g} s."
-        )
-
-    heard = f"--max-seconds {config.max_seconds:g}" if config.max_seconds is not None else ""
-    if window_samples is not None and (max_samples is None or window_samples < max_samples):
-        max_samples = window_samples
-        heard = f"The model's window of {window_samples / sampling_rate:g} s"
-
-    def load(name: str) -> Source:
-        named = config.dataset_config if name == config.dataset else None
-        revision = config.dataset_revision if name == config.dataset else None
-        return load_source(
-            name,
-            columns,
-            config=named or ("en-US" if name == GUIDE_DATASET else None),
-            revision=revision,
-            cache_dir=cache_dir,
-        )
-
-    source = load(config.dataset)
-    eval_source = load(config.eval_dataset) if config.eval_dataset else source
-    test_source = load(config.test_dataset) if config.test_dataset else source
-    train_clips = split_named(source, config.train_split, "--train-split")
-    eval_name, eval_clips = choose_evaluation(config, eval_source)
-    test_clips = choose_test(config, test_source, eval_name if eval_source is source else None)
-    labels = source.label_names or label_order(clip.label for clip in train_clips)
-    check_labels(source.name, labels, train_clips, [*eval_clips, *test_clips])
-
-    clips = [*train_clips, *eval_clips, *test_clips]
-    sources = {one.name: one for one in (source, eval_source, test_source)}
-    notes = [note for one in sources.values() for note in one.notes]
+    chosen = choose_clips(config, cache_dir)
+    labels, notes = chosen.labels, chosen.notes
+    clips = [*chosen.train, *chosen.evaluation, *chosen.test]
     waveforms = decode_all(clips, sampling_rate, max_samples, cache_dir, progress=progress)
     good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
 
-    ends = np.cumsum([len(train_clips), len(eval_clips), len(test_clips)])
-    train_rows, eval_rows, test_rows = (np.array(part) for part in np.split(np.arange(len(clips)), ends[:-1]))
-    train_rows, eval_rows, test_rows = (rows[good[rows]] for rows in (train_rows, eval_rows, test_rows))
-    if not eval_clips:
+    ends = np.cumsum([len(chosen.train), len(chosen.evaluation)])
+    train_rows, eval_rows, test_rows = (rows[good[rows]] for rows in np.split(np.arange(len(clips)), ends))
+    if not chosen.evaluation:
         train_rows, eval_rows = divide(config, [clips[row] for row in train_rows], train_rows, notes)
     # In order of length, so that a batch of the evaluation needs little padding.
     eval_rows, test_rows = (
         rows[np.argsort(waveforms.num_samples[rows], kind="stable")] for rows in (eval_rows, test_rows)
     )
-    for rows, what in ((train_rows, "train on"), (eval_rows, "evaluate on")):
+    for rows, what in ((train_rows, "train"), (eval_rows, "evaluate")):
         if len(rows) == 0:
             raise UserError(
-                f"{config.dataset} leaves no clips to {what}. Give more, or another --eval-fraction."
+                f"{config.dataset} leaves no clips to {what} on. Give more, or another --eval-fraction."
             )
-    if test_clips and len(test_rows) == 0:
+    if chosen.test and len(test_rows) == 0:
         raise UserError("None of the test clips can be used.")
-    untrained = sorted(set(labels) - {clips[row].label for row in train_rows}, key=labels.index)
-    if untrained:
-        notes.append(f"no clip to train on for the label{'s'[: len(untrained) > 1]} {named(untrained)}")
+
+    if untrained := [label for label in labels if label not in {clips[row].label for row in train_rows}]:
+        notes.append(f"no clip to train on for: {named(untrained)}")
     if max_samples is not None:
         note_cut(waveforms, max_samples, heard, notes)
     if waveforms.cache is None:
@@ -122,8 +90,59 @@ def prepare_data(
     train, evaluation, test = (
         ClipDataset(waveforms, rows, label_ids[rows]) for rows in (train_rows, eval_rows, test_rows)
     )
-    commits = {one.name: one.commit for one in sources.values() if one.commit is not None}
-    return RunData(train, evaluation, test if test_clips else None, labels, eval_name, notes, commits)
+    return RunData(
+        train, evaluation, test if chosen.test else None, labels, chosen.eval_name, notes, chosen.commits
+    )
+
+
+def what_is_heard(
+    max_seconds: float | None, sampling_rate: int, min_samples: int, window_samples: int | None
+) -> tuple[int | None, str]:
+    """The samples that are heard of a clip (None: all of them), and in words what limits them."""
+    max_samples = None if max_seconds is None else round(max_seconds * sampling_rate)
+    if max_samples is not None and max_samples < min_samples:
+        shortest = min_samples / sampling_rate
+        raise UserError(f"--max-seconds is {max_seconds:g}, less than the model needs, {shortest:g} s.")
+    if window_samples is not None and (max_samples is None or window_samples < max_samples):
+        return window_samples, f"The model's window of {window_samples / sampling_rate:g} s"
+    return max_samples, "" if max_seconds is None else f"--max-seconds {max_seconds:g}"
+
+
+@dataclass
+class Chosen:
+    """The clips of a run before they are heard; no evaluation where a part of train shall be taken."""
+
+    train: list[Clip]
+    evaluation: list[Clip]
+    test: list[Clip]
+    labels: list[str]
+    eval_name: str
+    notes: list[str]
+    commits: dict[str, str]
+
+
+def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
+    """Load the data sets that `config` names and pick the splits and labels."""
+    columns = Columns(config.audio_column, config.label_column, config.group_column)
+
+    def load(name: str) -> Source:
+        is_main = name == config.dataset
+        subset = (config.dataset_config if is_main else None) or ("en-US" if name == GUIDE_DATASET else None)
+        revision = config.dataset_revision if is_main else None
+        return load_source(name, columns, config=subset, revision=revision, cache_dir=cache_dir)
+
+    source = load(config.dataset)
+    eval_source = load(config.eval_dataset) if config.eval_dataset else source
+    test_source = load(config.test_dataset) if config.test_dataset else source
+    train = split_named(source, config.train_split, "--train-split")
+    eval_name, evaluation = choose_evaluation(config, eval_source)
+    test = choose_test(config, test_source, eval_name if eval_source is source else None)
+    labels = source.label_names or label_order(clip.label for clip in train)
+    check_labels(source.name, labels, [*evaluation, *test])
+    sources = {one.name: one for one in (source, eval_source, test_source)}.values()
+    notes = [note for one in sources for note in one.notes]
+    commits = {one.name: one.commit for one in sources if one.commit is not None}
+    return Chosen(train, evaluation, test, labels, eval_name, notes, commits)
 
 
 def split_named(source: Source, split: str, flag: str) -> list[Clip]:
@@ -165,7 +184,7 @@ def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
     return split_named(source, only, flag)
 
 
-def check_labels(name: str, labels: list[str], train: list[Clip], others: list[Clip]) -> None:
+def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
     if len(labels) < 2:
         raise UserError(
             f"{name} has one class, {named(labels)}: classifying needs two at least. Of a manifest, is "
