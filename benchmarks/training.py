@@ -1,0 +1,110 @@
+"""Training: train.py against the guide's Trainer, on the CPU in float32.
+
+Each side is a process of its own that does one optimizer step in its turn: what else the machine does hits
+all alike.
+"""
+
+from pathlib import Path
+
+from common import (
+    BASE,
+    SAMPLING_RATE,
+    SMALL,
+    Row,
+    clip_lengths,
+    has_setting,
+    parser,
+    report,
+    save_backbone,
+    scratch_folder,
+    take_turns,
+    write_clips,
+)
+
+OURS = ("--device", "cpu", "--precision", "fp32", "--epochs", 10_000, "--eval-every", 1_000_000_000)
+THEIRS = ("--cpu",)
+FROZEN = ("--freeze-feature-encoder",)
+CHECKPOINTING_OFF = ("--no-checkpointing",)
+
+
+def main() -> None:
+    args = parser(__doc__).parse_args()
+    rounds = 3 if args.quick else 5
+    with scratch_folder() as folder:
+        model = save_backbone(folder / "model", SMALL if args.quick else BASE)
+        rows = one_second(folder, model, rounds) + ragged(folder, model, rounds)
+    settings = {
+        "model": "Wav2Vec2, 3 layers of 256, convolutions of 128" if args.quick else "wav2vec2-base",
+        "weights": "random",
+        "one-second clips": "steps of 2 x 4, a round is a step",
+        "1-10 s clips": "8 of them, steps of 2, a round is an epoch",
+        "not counted": "the first step; of the 1-10 s clips the first epoch",
+        "rounds": rounds,
+    }
+    report(args, settings, rows)
+
+
+def one_second(folder: Path, model: Path, rounds: int) -> list[Row]:
+    """(a) The guide's recipe, and (e) its peak memory."""
+    clips = write_clips(folder / "one-second", [1.0] * 16, [SAMPLING_RATE])
+    shape = ("--model", model, "--dataset", clips, "--batch-size", 4, "--gradient-accumulation-steps", 2)
+    sides: dict[str, tuple] = {
+        "ours": ("ours.py", *shape, *OURS),
+        "theirs": ("theirs.py", *shape, *THEIRS, *CHECKPOINTING_OFF),
+        "theirs, as published": ("theirs.py", *shape, *THEIRS),
+    }
+    sides = {name: (*side, "--output-dir", folder / "runs" / name) for name, side in sides.items()}
+    seconds, last = take_turns(sides, steps=1, rounds=rounds, warm_up=0)
+    speed = {name: [8 / one for one in many] for name, many in seconds.items()}
+    memory = {name: [one["peak_bytes"] / 2**30] for name, one in last.items()}
+    return [
+        Row("a  guide's recipe, 1 s", "clips/s", speed["ours"], speed["theirs"], True),
+        Row(
+            "a' as published: with checkpointing",
+            "clips/s",
+            speed["ours"],
+            speed["theirs, as published"],
+            True,
+        ),
+        Row("e  peak memory of a", "GiB", memory["ours"], memory["theirs"]),
+    ]
+
+
+def ragged(folder: Path, model: Path, rounds: int) -> list[Row]:
+    """(b) Both frozen, (c) with cached features, (d) ours frozen and theirs not, and (e) peak memory.
+
+    Small batches: four sides of this size hold 15 GB between them.
+    """
+    seconds_of_clips = clip_lengths(8, 1, 10)
+    clips = write_clips(folder / "ragged", seconds_of_clips, [SAMPLING_RATE])
+    shape = ("--model", model, "--dataset", clips, "--batch-size", 2, "--gradient-accumulation-steps", 1)
+    ours = (*shape, *OURS, "--max-seconds", "none", *FROZEN)
+    theirs = (*shape, *THEIRS, *CHECKPOINTING_OFF, "--max-seconds", 10)
+    sides: dict[str, tuple] = {
+        "ours": ("ours.py", *ours),
+        "theirs": ("theirs.py", *theirs, *FROZEN),
+        "theirs, not frozen": ("theirs.py", *theirs),
+    }
+    if has_setting("cache_features"):
+        sides["ours, cached"] = ("ours.py", *ours, "--cache-features")
+    sides = {
+        name: (*side, "--output-dir", folder / "runs" / f"ragged {name}") for name, side in sides.items()
+    }
+    seconds, last = take_turns(sides, steps=4, rounds=rounds, warm_up=3)
+    speed = {name: [sum(seconds_of_clips) / one for one in many] for name, many in seconds.items()}
+    memory = {name: [one["peak_bytes"] / 2**30] for name, one in last.items()}
+
+    rows = [Row("b  frozen, 1-10 s", "audio s/s", speed["ours"], speed["theirs"], True)]
+    if "ours, cached" in speed:
+        rows.append(Row("c  frozen, cached", "audio s/s", speed["ours, cached"], speed["theirs"], True))
+        rows.append(Row("e  peak memory of c", "GiB", memory["ours, cached"], memory["theirs"]))
+    return [
+        *rows,
+        Row("d  ours frozen, theirs not", "audio s/s", speed["ours"], speed["theirs, not frozen"], True),
+        Row("e  peak memory of b", "GiB", memory["ours"], memory["theirs"]),
+        Row("e  peak memory of d", "GiB", memory["ours"], memory["theirs, not frozen"]),
+    ]
+
+
+if __name__ == "__main__":
+    main()
