@@ -315,6 +315,7 @@ def scratch_folder() -> Iterator[Path]:
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": f"{name}/huggingface",
             "XDG_CACHE_HOME": f"{name}/cache",
+            "TORCHINDUCTOR_CACHE_DIR": f"{name}/inductor",
             "TOKENIZERS_PARALLELISM": "false",
             "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         }
