@@ -246,7 +246,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "model": "tiny",
         "learning_rate": 3e-3,
         "gradient_accumulation_steps": 1,
-        "epochs": 16,
+        "epochs": 20,
         "weight_decay": 0.01,
     },
     "demo": {

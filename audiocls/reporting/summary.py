@@ -23,6 +23,8 @@ def say_start(
     """What is trained on what, and what is not as one may think."""
     for note in [*data.notes, *loaded.notes]:
         say(f"note: {note}")
+    if config.model == "tiny" and config.learning_rate < 1e-3:
+        say("note: tiny has random weights, for which the learning rate is low: try --recipe scratch")
     parts = [("train", data.train), (f"evaluation ({data.eval_name})", data.evaluation)]
     parts += [("test", data.test)] if data.test else []
     say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
