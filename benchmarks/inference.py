@@ -29,7 +29,7 @@ Scores = list[dict[str, float]]  # for each file the score of every label
 
 def main() -> None:
     args = parser(__doc__).parse_args()
-    num_files, rounds = (16, 3) if args.quick else (16, 5)
+    num_files, rounds = (12, 3) if args.quick else (12, 5)
     with scratch_folder() as folder:
         clips = write_clips(folder / "clips", clip_lengths(num_files, 1, 10), [16_000, 8_000])
         files = sorted((clips / "train").rglob("*.wav"))
@@ -44,7 +44,7 @@ def main() -> None:
             alone: Scores = []
             for batch_size in BATCH_SIZES:
                 began = time.perf_counter()
-                scores = side(files[::2], batch_size)
+                scores = side(files[: max(BATCH_SIZES)], batch_size)
                 seconds[name, batch_size] = time.perf_counter() - began
                 alone = alone or scores  # the first batch size is 1
                 differences[name, batch_size] = largest_difference(scores, alone)
@@ -63,15 +63,16 @@ def main() -> None:
         "files": f"{num_files} of 1-10 s, half of them 8 kHz",
         "batch sizes": f"ours {best['ours']}, theirs {best['theirs']}, the best of {BATCH_SIZES}",
         "rounds": rounds,
-        "not counted": "a pass over every other file for each batch size",
+        "not counted": "a pass over 8 files for each batch size",
     }
     rows = [Row("1-10 s files", "files/s", results["ours"], results["theirs"], higher_is_better=True)]
     raw = {f"{name}, batches of {size}": figure for (name, size), figure in seconds.items()}
     moved = {f"{name}, batches of {size}": figure for (name, size), figure in differences.items()}
     report(args, settings, rows, first_round_seconds=raw, largest_score_difference=moved)
     print("\nlargest difference of a score from that of the file alone, same side:")
+    num_tried = len(files[: max(BATCH_SIZES)])
     for name, difference in moved.items():
-        print(f"  {name}: {difference:.1e}  ({len(files[::2]) / raw[name]:.3g} files/s in the first round)")
+        print(f"  {name}: {difference:.1e}  ({num_tried / raw[name]:.3g} files/s in the first round)")
 
 
 def ours(model: Path) -> Callable[[list[Path], int], Scores]:
