@@ -87,7 +87,7 @@ class WaveformCollator:
             input_values[row, : len(waveform)] = normal
         inputs = {"input_values": torch.from_numpy(input_values)}
         if self.with_mask and lengths.min() < longest:
-            inputs["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
+            inputs["attention_mask"] = mask_of(lengths, longest)
         num_samples = int(lengths.sum())
         return Batch(inputs, labels_of(examples), num_samples, input_values.size - num_samples)
 
@@ -131,8 +131,16 @@ class FeatureCollator:
         samples = torch.tensor([self.samples_of_frames(len(features)) for features, _ in examples])
         most, num_samples = self.samples_of_frames(longest), int(samples.sum())
         if samples.min() < most:
-            inputs["attention_mask"] = (torch.arange(most) < samples[:, None]).long()
+            inputs["attention_mask"] = mask_of(samples, most)
         return Batch(inputs, labels_of(examples), num_samples, most * len(examples) - num_samples)
+
+
+def mask_of(lengths: Tensor, longest: int) -> Tensor:
+    """int64 [batch, longest], 1 up to each length; filled by rows, much faster than by comparison."""
+    mask = np.zeros((len(lengths), longest), np.int64)
+    for row, length in enumerate(lengths.tolist()):
+        mask[row, :length] = 1
+    return torch.from_numpy(mask)
 
 
 def labels_of(examples: list[Example]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -46,8 +47,6 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 
 def seed_everything(seed: int, step: int, micro_batch: int) -> None:
     """Make dropout, SpecAugment and LayerDrop a function of the place in the run, not of its history."""
-    import numpy as np
-
     mixed = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1)[0]
     np.random.seed(mixed)  # Wav2Vec2 draws SpecAugment's masks from NumPy's global generator
     torch.manual_seed(int(mixed))
