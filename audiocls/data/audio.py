@@ -25,6 +25,7 @@ AUDIO_SUFFIXES = READABLE | {"aac", "amr", "m4a", "mka", "mp4", "webm", "wma"}
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 64
 MAX_KERNEL_VALUES = 20_000_000  # of the resampler, 80 MB
+BLOCK_FRAMES = 2**18  # decoded at a time
 
 
 class BadAudio(ValueError):
@@ -49,12 +50,24 @@ def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = No
     Only the part that is heard is decoded, and its samples are those that decoding everything would give.
     Raises BadAudio for what does not decode, holds no samples, or holds values that are not finite.
     """
+    with open_audio(audio, sampling_rate) as file:
+        rate, total = file.samplerate, file.frames
+        wanted = None if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
+        samples = np.concatenate([np.zeros(0, np.float32), *blocks(file, wanted)])
+    if not len(samples):
+        raise BadAudio("holds no audio")
+    # A header may promise more or less than the file holds.
+    seconds = (len(samples) if wanted is None else max(total, len(samples))) / rate
+    return Decoded(resample(samples, rate, sampling_rate)[:max_samples], seconds)
+
+
+@contextlib.contextmanager
+def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFile]:
+    """A recording that can be resampled to `to_rate`, open to be read; what goes wrong within is BadAudio."""
     try:
         with opened(audio) as content, soundfile.SoundFile(content) as file:
-            rate, total = file.samplerate, file.frames
-            check_format(rate, file.channels, sampling_rate)
-            frames = -1 if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
-            samples = file.read(frames, dtype="float32", always_2d=True)  # [frames, channels]
+            check_format(file.samplerate, file.channels, to_rate)
+            yield file
     except FileNotFoundError:
         raise BadAudio("is not there") from None
     except OSError as error:
@@ -62,10 +75,20 @@ def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = No
     except soundfile.LibsndfileError as error:
         kind = UnreadableAudio if error.code == 2 else BadAudio  # 2: the system failed, not the format
         raise kind(f"does not decode: {plain(error)}{hint(audio)}") from None
-    # A header may promise more or less than the file holds.
-    seconds = max(total, len(samples)) / rate if frames >= 0 else len(samples) / rate
-    waveform = resample(mono(samples), rate, sampling_rate)
-    return Decoded(waveform[:max_samples], seconds)
+
+
+def blocks(file: soundfile.SoundFile, frames: int | None = None) -> Iterator[Waveform]:
+    """The file's first `frames` (None: all) in mono as they are read, float32 [BLOCK_FRAMES] but for the last.
+
+    What a header claims is never allocated. Raises BadAudio for values that are not finite.
+    """
+    remaining = math.inf if frames is None else frames
+    while remaining > 0:
+        read = file.read(int(min(BLOCK_FRAMES, remaining)), dtype="float32", always_2d=True)
+        if not len(read):
+            return
+        yield mono(read)
+        remaining -= len(read)
 
 
 @contextlib.contextmanager
