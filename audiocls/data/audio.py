@@ -78,7 +78,7 @@ def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFil
 
 
 def blocks(file: soundfile.SoundFile, frames: int | None = None) -> Iterator[Waveform]:
-    """The file's first `frames` (None: all) in mono as they are read, float32 [BLOCK_FRAMES] but for the last.
+    """The file's first `frames` (None: all) in mono as read, float32 [BLOCK_FRAMES] but for the last.
 
     What a header claims is never allocated. Raises BadAudio for values that are not finite.
     """
