@@ -1,7 +1,6 @@
 """Which device computes, and in which precision."""
 
 import contextlib
-import ctypes
 
 import torch
 
@@ -25,18 +24,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"--device {name}: torch sees no Apple GPU. Use --device cpu.")
     return device
-
-
-def keep_freed_memory() -> None:
-    """On the CPU, let the C library keep what it frees (glibc; elsewhere nothing happens).
-
-    It would return the large tensors of every step to the system and fault them in again at the next.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        libc.mallopt(m_mmap_threshold, 2**30)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from audiocls.data.batch_plan import in_batches
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.model.backbone import LoadedModel, load_for_inference
+from audiocls.model.cpu import make_fast_on_cpu
 from audiocls.storage import MANIFEST, damage, finish_swap
 
 POOL_BATCHES = 16  # batches' worth of recordings held at once, so that those of one length can meet
@@ -52,6 +53,8 @@ class Classifier:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str = "fp32") -> None:
+        if device.type == "cpu":
+            make_fast_on_cpu(loaded.model)
         self.model = loaded.model.to(device).eval()
         self.backbone = loaded.backbone
         self.device = device

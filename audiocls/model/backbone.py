@@ -13,6 +13,7 @@ from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator,
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.model.padding import make_padding_invariant
+from audiocls.model.wav2vec2 import read_saved
 from audiocls.torchaudio_guard import import_torchaudio
 
 # `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. It hears in frames of
@@ -62,9 +63,7 @@ class Backbone:
     @property
     def takes_waveforms(self) -> bool:
         """Whether the model hears samples; if not, its feature extractor makes spectrograms of them."""
-        from transformers import Wav2Vec2FeatureExtractor
-
-        return isinstance(self.feature_extractor, Wav2Vec2FeatureExtractor)
+        return hasattr(self.config, "conv_kernel")
 
     @property
     def min_samples(self) -> int:
@@ -211,6 +210,10 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
 
     Raises UserError where a tensor is missing, left over or of another shape.
     """
+    if saved := read_saved(Path(name)):
+        model, feature_extractor = saved
+        backbone = Backbone(name, revision, model.config, feature_extractor)
+        return LoadedModel(model, backbone, make_padding_invariant(model))
     backbone = open_backbone(name, revision)
     model, report = load_weights(backbone)
     wrong = [

@@ -14,9 +14,10 @@ from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan, in_batches
 from audiocls.data.loader import ClipDataset, make_loader
 from audiocls.data.prepare import RunData
-from audiocls.devices import autocast, keep_freed_memory, pick_precision
+from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
 from audiocls.model.backbone import LoadedModel
+from audiocls.model.cpu import make_fast_on_cpu
 from audiocls.reporting.run_log import RunLog, Window, say
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
@@ -47,7 +48,7 @@ def train(
     where the loss or the gradient is not finite again and again.
     """
     if device.type == "cpu":
-        keep_freed_memory()
+        make_fast_on_cpu(loaded.model)
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
