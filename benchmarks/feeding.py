@@ -91,7 +91,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     ).get_train_dataloader()
 
     def feed_ours() -> None:
-        batches, collate = plan.micro_batches(0, 0), loaded.collator(training=True)
+        batches, collate = plan.micro_batches(0, 0), loaded.collator()
         for batch in make_loader(data.train, batches, collate, num_workers=0, device=cpu):
             batch.to(cpu)
 

@@ -10,6 +10,7 @@ from architectures import CONFIGS, save_backbone
 from safetensors.torch import load_file
 from transformers import pipeline
 
+from audiocls.data.loader import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier
 from audiocls.model.backbone import (
@@ -45,12 +46,12 @@ def test_trains_on_clips_down_to_the_shortest_it_can_hear(architecture: tuple[st
     _, folder = architecture
     loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
     model = loaded.model.train()
-    collate = loaded.collator(training=True)
+    collate = loaded.training_collator(0)
     shortest = loaded.backbone.min_samples
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for lengths in ((shortest,), (shortest, shortest + 1), (16_000, 5_000, 11_111)):
-        batch = collate([(waveform, 0) for waveform in waveforms(*lengths)])
+        batch = collate([Example(waveform) for waveform in waveforms(*lengths)])
         logits = model(**batch.inputs).logits
         assert logits.shape == (len(lengths), len(LABELS))
         assert torch.isfinite(logits).all()
@@ -116,7 +117,7 @@ def test_half_precision_weights_train_in_float32_and_checkpointing_is_taken_out(
 def spread_logits(loaded: LoadedModel) -> None:
     """Scale the classifier until its logits differ by about 1: else any two outputs are alike."""
     model = loaded.model.eval()
-    batch = loaded.collator()([(waveform, 0) for waveform in waveforms(16_000, 16_000, 16_000, 16_000)])
+    batch = loaded.collator()([Example(waveform) for waveform in waveforms(16_000, 16_000, 16_000, 16_000)])
     head = getattr(model.classifier, "dense", model.classifier)
     with torch.no_grad():
         logits = model(**batch.inputs).logits

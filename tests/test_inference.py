@@ -14,6 +14,7 @@ from test_architectures import LABELS, spread_logits, waveforms
 from transformers import AutoModelForAudioClassification, pipeline
 
 from audiocls import Classifier
+from audiocls.data.loader import Example
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.classifier import Prediction, model_folder
 from audiocls.inference.output import expand, results_file, write_predictions
@@ -108,7 +109,7 @@ def test_scores_are_what_the_problem_type_says(model: Path, problem_type: str, a
     classifier = Classifier.from_pretrained(model)
     classifier.model.config.problem_type = problem_type
     (prediction,) = classifier(waveforms(8_000), sampling_rate=16_000, top_k=3)
-    batch = classifier.collate([(waveforms(8_000)[0], 0)])
+    batch = classifier.collate([Example(waveforms(8_000)[0])])
     with torch.inference_mode():
         expected = apply(classifier.model(**batch.inputs).logits[0])  # type: ignore[operator]
     assert dict(prediction.scores) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)))

@@ -11,6 +11,7 @@ from test_architectures import LABELS, spread_logits, waveforms
 from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification
 
+from audiocls.data.loader import Example
 from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone, save_model
 from audiocls.model.padding import MASKED_WELL, OF_ONE_LENGTH
 
@@ -31,7 +32,7 @@ def load(tmp_path: Path) -> object:
 
 
 def logits_of(loaded: LoadedModel, recordings: list[np.ndarray]) -> torch.Tensor:
-    batch = loaded.collator()([(recording, index % 3) for index, recording in enumerate(recordings)])
+    batch = loaded.collator()([Example(recording, index % 3) for index, recording in enumerate(recordings)])
     return loaded.model(**batch.inputs).logits
 
 
@@ -105,5 +106,5 @@ def test_the_saved_model_is_unchanged_in_names_and_scores_in_transformers(load, 
     with torch.no_grad():
         for recording in waveforms(*LENGTHS):
             ours = logits_of(loaded, [recording])
-            theirs = stock(**loaded.collator()([(recording, 0)]).inputs).logits
+            theirs = stock(**loaded.collator()([Example(recording)]).inputs).logits
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)

@@ -71,10 +71,11 @@ class BatchPlan:
         return step
 
     def micro_batches(self, epoch: int, step_in_epoch: int) -> Iterator[list[int]]:
-        """Every micro-batch from a place in the run to its end."""
+        """Every micro-batch from a place in the run to its end, its clips counted on over the epochs."""
         for later in range(epoch, self.num_epochs):
             for step in self.steps(later)[step_in_epoch if later == epoch else 0 :]:
-                yield from step
+                for clips in step:
+                    yield [later * self.num_clips + clip for clip in clips]
 
     def is_due(self, every: int | str, step: int, step_in_epoch: int) -> bool:
         """Whether something that happens each "epoch", or every so many steps, happens after this step."""

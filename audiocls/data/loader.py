@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from audiocls.data.audio import Waveform
 from audiocls.signals import ignore_stop_signals
 
-Example = tuple[np.ndarray, int]  # float32 [samples], or features [frames, channels]; label
+
+class Example(NamedTuple):
+    """A clip as it is put into a batch."""
+
+    values: np.ndarray  # float32 [samples], or features, float16 [frames, channels]
+    label: int = 0
+    number: int = 0  # of the clip, counted on over the epochs: what is random about it follows from this
 
 
 @dataclass
@@ -46,8 +51,10 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Example:
-        return self.waveforms[self.rows[index]], int(self.labels[index])
+    def __getitem__(self, number: int) -> Example:
+        """The clip of that number; they count on over the epochs."""
+        index = number % len(self)
+        return Example(self.waveforms[self.rows[index]], int(self.labels[index]), number)
 
     @property
     def num_samples(self) -> np.ndarray:
@@ -76,13 +83,13 @@ class WaveformCollator:
 
     feature_extractor: Any
     with_mask: bool = False
-    min_samples: int = 0  # to pad to at least
 
     def __call__(self, examples: list[Example]) -> Batch:
-        lengths = torch.tensor([len(waveform) for waveform, _ in examples])
-        longest = max(self.min_samples, int(lengths.max()))
+        lengths = torch.tensor([len(example.values) for example in examples])
+        longest = int(lengths.max())
         input_values = np.full((len(examples), longest), self.feature_extractor.padding_value, np.float32)
-        for row, (waveform, _) in enumerate(examples):
+        for row, example in enumerate(examples):
+            waveform = example.values
             normal = normalize(waveform) if self.feature_extractor.do_normalize else waveform
             input_values[row, : len(waveform)] = normal
         inputs = {"input_values": torch.from_numpy(input_values)}
@@ -97,18 +104,11 @@ class SpectrogramCollator:
     """What the feature extractor of a spectrogram model (AST, Whisper, Wav2Vec2-BERT) makes of waveforms."""
 
     feature_extractor: Any
-    min_frames: int = 0  # to pad to at least
 
     def __call__(self, examples: list[Example]) -> Batch:
-        waveforms = [waveform for waveform, _ in examples]
+        waveforms = [example.values for example in examples]
         rate = self.feature_extractor.sampling_rate
         inputs = dict(self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt"))
-        if "attention_mask" in inputs:  # the mask covers what is added; other spectrograms have one length
-            lacking = max(0, self.min_frames - inputs["attention_mask"].shape[1])
-            inputs = {
-                name: F.pad(tensor, (0,) * 2 * (tensor.ndim - 2) + (0, lacking))
-                for name, tensor in inputs.items()
-            }
         return Batch(inputs, labels_of(examples), sum(map(len, waveforms)))
 
 
@@ -120,15 +120,14 @@ class FeatureCollator:
     """
 
     samples_of_frames: Callable[[int], int]
-    min_frames: int = 0  # to pad to at least
 
     def __call__(self, examples: list[Example]) -> Batch:
-        longest = max(self.min_frames, *(len(features) for features, _ in examples))
-        input_values = np.zeros((len(examples), longest, examples[0][0].shape[1]), np.float16)
-        for row, (features, _) in enumerate(examples):
-            input_values[row, : len(features)] = features
+        longest = max(len(example.values) for example in examples)
+        input_values = np.zeros((len(examples), longest, examples[0].values.shape[1]), np.float16)
+        for row, example in enumerate(examples):
+            input_values[row, : len(example.values)] = example.values
         inputs = {"input_values": torch.from_numpy(input_values).transpose(1, 2)}
-        samples = torch.tensor([self.samples_of_frames(len(features)) for features, _ in examples])
+        samples = torch.tensor([self.samples_of_frames(len(example.values)) for example in examples])
         most, num_samples = self.samples_of_frames(longest), int(samples.sum())
         if samples.min() < most:
             inputs["attention_mask"] = mask_of(samples, most)
@@ -144,7 +143,7 @@ def mask_of(lengths: Tensor, longest: int) -> Tensor:
 
 
 def labels_of(examples: list[Example]) -> Tensor:
-    return torch.tensor([label for _, label in examples])
+    return torch.tensor([example.label for example in examples])
 
 
 def normalize(waveform: Waveform) -> Waveform:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from audiocls.data.audio import BadAudio, Waveform, check_format, check_length, decode, mono, resample
 from audiocls.data.batch_plan import in_batches
+from audiocls.data.loader import Example
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.model.backbone import LoadedModel, load_for_inference
@@ -148,7 +149,7 @@ class Classifier:
         logits: dict[int, Tensor] = {}
         for indices in alike.values():
             for batch_indices in in_batches(indices, batch_size):
-                batch = self.collate([(waveforms[index], 0) for index in batch_indices]).to(self.device)
+                batch = self.collate([Example(waveforms[index]) for index in batch_indices]).to(self.device)
                 with autocast(self.device, self.precision):
                     output = self.model(**batch.inputs).logits.float().cpu()
                 logits |= zip(batch_indices, output, strict=True)

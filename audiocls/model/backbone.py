@@ -13,6 +13,7 @@ from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator,
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.model.padding import make_padding_invariant
+from audiocls.model.spec_augment import SpecAugment
 from audiocls.model.wav2vec2 import read_saved
 from audiocls.torchaudio_guard import import_torchaudio
 
@@ -72,7 +73,10 @@ class Backbone:
             # Every filter bank here has windows of 25 ms, 10 ms apart; Wav2Vec2-BERT joins `stride` of them.
             windows = getattr(self.feature_extractor, "stride", 1)
             return round((0.025 + 0.010 * (windows - 1)) * self.sampling_rate)
-        return self.samples_of_frames(getattr(self.config, "squeeze_factor", 1))  # SEW pools its frames
+        frames = getattr(self.config, "squeeze_factor", 1)  # SEW pools its frames
+        if self.config.model_type == "wav2vec2-conformer":
+            frames = 2  # its batch norm cannot train on one
+        return self.samples_of_frames(frames)
 
     @property
     def max_samples(self) -> int | None:
@@ -83,15 +87,6 @@ class Backbone:
             case "audio-spectrogram-transformer":
                 return round((0.025 + 0.010 * (self.feature_extractor.max_length - 1)) * self.sampling_rate)
         return None
-
-    @property
-    def min_training_length(self) -> int:
-        """Samples, or frames of a spectrogram, that a training batch needs for SpecAugment's mask to fit."""
-        config = self.config
-        if not getattr(config, "apply_spec_augment", True) or not getattr(config, "mask_time_prob", 0):
-            return 0
-        frames = config.mask_time_length
-        return self.samples_of_frames(frames) if self.takes_waveforms else frames
 
     def frames_of_samples(self, samples: int) -> int:
         """Frames that the convolutional encoder makes of `samples` samples."""
@@ -119,17 +114,30 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
     hears_features: bool = False  # whether clips have been through its convolutional encoder already
 
-    def collator(self, *, training: bool = False) -> Collator:
-        """What makes batches for it; those for training have room for SpecAugment's mask."""
+    def collator(self) -> Collator:
+        """What makes batches for it."""
         backbone = self.backbone
         with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
-        min_length = backbone.min_training_length if training else 0
         if self.hears_features:
-            min_frames = backbone.frames_of_samples(min_length) if min_length else 0
-            return FeatureCollator(backbone.samples_of_frames, min_frames)
+            return FeatureCollator(backbone.samples_of_frames)
         if backbone.takes_waveforms:
-            return WaveformCollator(backbone.feature_extractor, with_mask, min_length)
-        return SpectrogramCollator(backbone.feature_extractor, min_length)
+            return WaveformCollator(backbone.feature_extractor, with_mask)
+        return SpectrogramCollator(backbone.feature_extractor)
+
+    def training_collator(self, seed: int) -> Collator:
+        """The same with SpecAugment's masks, where the model is configured to have them."""
+        config, collate = self.backbone.config, self.collator()
+        wants_masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0)
+        if not wants_masks or config.model_type == "whisper":  # which draws its own
+            return collate
+        return SpecAugment(
+            collate,
+            self.backbone.frames_of_samples if self.backbone.takes_waveforms else int,
+            seed,
+            config.mask_time_prob,
+            config.mask_time_length,
+            getattr(config, "mask_time_min_masks", 0),
+        )
 
 
 def open_backbone(name: str, revision: str | None = None) -> Backbone:

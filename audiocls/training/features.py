@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from audiocls.data.cache import DAMAGED, CacheWriter, FlatFile, Waveforms, cache_key
-from audiocls.data.loader import ClipDataset
+from audiocls.data.loader import ClipDataset, Example
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel
@@ -68,7 +68,7 @@ def cache_features(
         encoder.to(device)
         with CacheWriter(folder) as cache, torch.inference_mode():
             for row in tqdm(rows, "encoding", disable=not progress, leave=False):
-                input_values = collate([(waveforms[row], 0)]).inputs["input_values"].to(device)
+                input_values = collate([Example(waveforms[row])]).inputs["input_values"].to(device)
                 cache.write(encoder(input_values)[0].T.half().contiguous().cpu().numpy())
             cache.publish({"frames": frames.tolist()})
         if not is_whole(folder, 2 * channels * int(frames.sum())):

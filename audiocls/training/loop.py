@@ -81,7 +81,7 @@ def train(
         save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
-    collate = loaded.collator(training=True)
+    collate = loaded.training_collator(config.seed)
     batches = iter(make_loader(data.train, remaining, collate, num_workers=config.num_workers, device=device))
     eval_batches = evaluation_loader(config, data.evaluation, loaded, device)
 

@@ -46,7 +46,7 @@ def set_learning_rate(optimizer: Optimizer, learning_rate: float) -> None:
 
 
 def seed_everything(seed: int, step: int, micro_batch: int) -> None:
-    """Make dropout, SpecAugment and LayerDrop a function of the place in the run, not of its history."""
+    """Make dropout and LayerDrop a function of the place in the run, not of its history."""
     mixed = np.random.SeedSequence([seed, step, micro_batch]).generate_state(1)[0]
-    np.random.seed(mixed)  # Wav2Vec2 draws SpecAugment's masks from NumPy's global generator
+    np.random.seed(mixed)  # for the masks that transformers draws: over channels, and Whisper's
     torch.manual_seed(int(mixed))

@@ -1,0 +1,110 @@
+"""SpecAugment's masks: of a clip, not of a batch; as many as transformers'."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import Wav2Vec2Config
+from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
+
+from audiocls.data.loader import Example
+from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone
+from audiocls.model.spec_augment import SpecAugment
+
+
+def spec_augment(**settings: Any) -> SpecAugment:
+    defaults: dict[str, Any] = {"seed": 0, "mask_prob": 0.05, "mask_length": 10, "min_masks": 2}
+    return SpecAugment(collate=lambda _: None, frames_of=int, **defaults | settings)  # type: ignore
+
+
+@pytest.mark.parametrize("num_frames", [49, 155, 499])
+@pytest.mark.parametrize(("mask_prob", "min_masks"), [(0.05, 2), (0.05, 0), (0.3, 0), (0.65, 2)])
+def test_as_much_is_masked_as_transformers_masks(num_frames: int, mask_prob: float, min_masks: int) -> None:
+    np.random.seed(0)
+    theirs = [
+        _compute_mask_indices((1, num_frames), mask_prob, 10, min_masks=min_masks) for _ in range(2_000)
+    ]
+    augment = spec_augment(mask_prob=mask_prob, min_masks=min_masks)
+    generator = np.random.default_rng(0)
+    ours = np.zeros((2_000, num_frames), bool)
+    for row in ours:
+        for start in augment.spans(num_frames, generator):
+            row[start : start + 10] = True
+    # Shares of a few tenths over 2,000 draws: the means' standard error is below 0.004.
+    assert ours.mean() == pytest.approx(np.mean(theirs), abs=0.015)
+    assert ours.mean(0) == pytest.approx(np.concatenate(theirs).mean(0), abs=0.08)
+
+
+def test_spans_are_whole_distinct_and_inside_the_clip() -> None:
+    augment = spec_augment(mask_prob=0.5)
+    for number in range(300):
+        spans = augment.spans(60, np.random.default_rng(number))
+        assert len(set(spans.tolist())) == len(spans) >= 2
+        assert spans.min() >= 0 and spans.max() <= 50
+
+
+@pytest.mark.parametrize("num_frames", [1, 9, 10, 11, 19])
+def test_a_clip_too_short_for_the_spans_has_fewer_or_none(num_frames: int) -> None:
+    spans = spec_augment().spans(num_frames, np.random.default_rng(0))
+    assert len(spans) == (0 if num_frames < 10 else 1)
+
+
+@pytest.fixture
+def loaded(tiny_wav2vec2: LoadedModel) -> LoadedModel:
+    return tiny_wav2vec2
+
+
+@pytest.fixture(scope="module")
+def tiny_wav2vec2() -> LoadedModel:
+    backbone = open_backbone("tiny")
+    backbone.config.mask_time_prob, backbone.config.mask_time_length = 0.3, 4
+    return load_for_training(backbone, ["a", "b"], seed=0)
+
+
+def examples(*numbers: int) -> list[Example]:
+    lengths = {number: 4_000 + 1_000 * (number % 7) for number in numbers}
+    return [
+        Example(
+            np.random.default_rng(number % 7).standard_normal(lengths[number]).astype(np.float32), 0, number
+        )
+        for number in numbers
+    ]
+
+
+def test_a_clips_mask_does_not_depend_on_its_batch(loaded: LoadedModel) -> None:
+    collate = loaded.training_collator(seed=3)
+    together = collate(examples(0, 4, 6)).inputs["mask_time_indices"]
+    for row, number in enumerate((0, 4, 6)):
+        alone = collate(examples(number)).inputs["mask_time_indices"][0]
+        assert alone.any()
+        assert torch.equal(together[row, : len(alone)], alone)
+        assert not together[row, len(alone) :].any()  # padding is not masked
+
+
+def test_masks_differ_from_epoch_to_epoch_and_seed_to_seed(loaded: LoadedModel) -> None:
+    def mask(seed: int, number: int) -> torch.Tensor:
+        return loaded.training_collator(seed)(examples(number)).inputs["mask_time_indices"]
+
+    assert torch.equal(mask(0, 5), mask(0, 5))
+    assert not torch.equal(mask(0, 5), mask(0, 5 + 7))  # the same clip, an epoch of 7 later
+    assert not torch.equal(mask(0, 5), mask(1, 5))
+
+
+def test_the_model_takes_the_masks_and_draws_none_of_its_own(loaded: LoadedModel) -> None:
+    model: Any = loaded.model.train()
+    batch = loaded.training_collator(seed=0)(examples(1, 2))
+    state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    masked = model(**batch.inputs).logits
+    assert np.array_equal(state, np.random.get_state()[1])
+    batch.inputs["mask_time_indices"] = torch.zeros_like(batch.inputs["mask_time_indices"])
+    torch.manual_seed(0)
+    assert not torch.equal(model(**batch.inputs).logits, masked)
+
+
+def test_a_model_configured_without_masks_gets_none() -> None:
+    assert "mask_time_indices" not in (
+        load_for_training(open_backbone("tiny"), ["a", "b"], seed=0).training_collator(0)(examples(1)).inputs
+    )
+    assert Wav2Vec2Config().mask_time_prob == 0.05  # the published models have them
