@@ -329,7 +329,7 @@ def test_a_prepared_clip_is_what_decode_gives(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3}, seconds=0.2)
     data = prepare(config_for(folder, max_seconds=0.15))
     for index, path in enumerate(data.train.paths):
-        waveform, _ = data.train[index]
+        waveform = data.train[index].values
         np.testing.assert_array_equal(waveform, decode(Path(path), 16_000, 2_400).waveform)
     assert data.train.num_samples.tolist() == [2_400] * len(data.train)
 
