@@ -19,7 +19,7 @@ def main() -> int:
     from audiocls.devices import pick_device
     from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
     from audiocls.reporting.run_log import RunLog
-    from audiocls.reporting.summary import say_end, say_start
+    from audiocls.reporting.summary import alarm_of, profiler_of, say_end, say_start
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.run_folder import claim_run_folder, write_run
@@ -41,7 +41,7 @@ def main() -> int:
     write_run(run_folder, config, data, backbone, device)
     say_start(config, data, loaded, device, run_folder)
 
-    with RunLog(run_folder) as log:
+    with RunLog(run_folder, profiler_of(config, loaded, device, run_folder), alarm_of(config, data)) as log:
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
     say_end(config, data, state, test, run_folder)

@@ -169,6 +169,9 @@ class TrainConfig:
         group=MACHINE,
         choices=("auto", "fp32", "bf16", "fp16"),
     )
+    compile: bool = option(
+        False, "torch.compile the model: pays on a GPU, in long runs; not on a CPU", group=MACHINE
+    )
     num_workers: int | None = option(
         None, "processes that prepare batches; none: 2 on a GPU, 0 elsewhere", group=MACHINE, minimum=0
     )
@@ -176,6 +179,9 @@ class TrainConfig:
     output_dir: str | None = option(None, "run folder; none: runs/<data set>-<model>", group=RUN)
     overwrite: bool = option(
         False, "replace the run in --output-dir, or the newest by default name", group=RUN
+    )
+    profile: bool = option(
+        False, "record some steps into profile/, print where their time goes, and train on", group=RUN
     )
     resume: bool = option(False, "continue the run in --output-dir, or the newest by default name", group=RUN)
     seed: int = option(42, "of everything random", group=RUN, minimum=0, maximum=2**32 - 1)

@@ -8,38 +8,6 @@ from typing import Any
 from common import SAMPLING_RATE
 
 
-def forward_flops(config: Any, num_samples: int) -> float:
-    """Floating-point operations of a forward pass over a clip; training costs three times that.
-
-    A multiplication and an addition are two. Convolutions, projections and attention products are counted;
-    norms, activations and the head over pooled frames, below 1%, are not. 13.8e9 for a second of audio
-    through wav2vec2-base. (With a frozen encoder, training costs the convolutions once and the rest three
-    times.)
-    """
-    convolutions, frames, channels = 0, num_samples, 1
-    for width, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
-        frames = (frames - kernel) // stride + 1
-        convolutions += 2 * kernel * channels * width * frames
-        channels = width
-    hidden = config.hidden_size
-    projection = 2 * channels * hidden * frames
-    positional = (
-        2 * config.num_conv_pos_embeddings * hidden**2 // config.num_conv_pos_embedding_groups * frames
-    )
-    attention = 2 * 4 * hidden**2 * frames + 2 * 2 * hidden * frames**2
-    feed_forward = 2 * 2 * hidden * config.intermediate_size * frames
-    layers = config.num_hidden_layers * (attention + feed_forward)
-    return float(convolutions + projection + positional + layers)
-
-
-def matmul_flops_per_second(device: Any, width: int) -> float:
-    """The best that a large bf16 matrix product reaches on this card now."""
-    import torch
-
-    left, right = (torch.randn(width, width, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * width**3 / (milliseconds(lambda: left @ right, device, repeats=20) / 1000)
-
-
 def milliseconds(work: Callable[[], Any], device: Any, *, repeats: int = 10) -> float:
     """Median time of `work`, on the device, after three runs that are not counted."""
     import torch

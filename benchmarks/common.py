@@ -226,13 +226,6 @@ def in_turn(sides: dict[str, Any], number: int) -> Iterator[tuple[str, Any]]:
     yield from sides.items() if number % 2 == 0 else reversed(sides.items())
 
 
-def has_setting(name: str) -> bool:
-    """Whether this version of train.py knows the setting."""
-    from audiocls.config import TrainConfig
-
-    return name in TrainConfig.__dataclass_fields__
-
-
 # Results
 
 

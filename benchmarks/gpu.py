@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anatomy import forward_flops, matmul_flops_per_second, where_a_step_goes
+from anatomy import where_a_step_goes
 from common import (
     BASE,
     SAMPLING_RATE,
@@ -38,6 +38,8 @@ def main() -> int:
     import_torchaudio()
     import torch
 
+    from audiocls.reporting.profiling import matmul_flops_per_second
+
     if not torch.cuda.is_available() and not args.check_on_cpu:
         print("gpu.py: torch sees no CUDA GPU; training.py measures on the CPU", file=sys.stderr)
         return 2
@@ -45,7 +47,7 @@ def main() -> int:
     size = SMALL if args.check_on_cpu else BASE
     rounds = 2 if args.check_on_cpu else 3 if args.quick else 7
     with scratch_folder() as folder:
-        peak = matmul_flops_per_second(device, 512 if args.check_on_cpu else 8192)
+        peak = matmul_flops_per_second(device, torch.bfloat16)
         parts = {
             name: where_a_step_goes(size, BATCH_SIZE, device, is_compiled=name == "compiled")
             for name in (("eager",) if args.check_on_cpu else ("eager", "compiled"))
@@ -56,7 +58,7 @@ def main() -> int:
         "model": "small" if args.check_on_cpu else "wav2vec2-base, random weights",
         "1 s clips": f"steps of {ACCUMULATION} x {BATCH_SIZE}, a round is a step of each side",
         "1-10 s clips": f"steps of {BATCH_SIZE}, a round is an epoch",
-        "peak": f"{peak / 1e12:.1f} TFLOP/s, of a bf16 matmul of {8192 if device.type == 'cuda' else 512}^3",
+        "peak": f"{peak / 1e12:.1f} TFLOP/s, of a large bf16 matrix product",
         "rounds": rounds,
     }
     report(args, settings, rows, bf16_peak=peak, parts=parts, sides=facts)
@@ -75,6 +77,8 @@ def throughput(
     """Whole programs, taking turns; and for each side its facts on one-second clips."""
     from transformers import Wav2Vec2Config
 
+    from audiocls.reporting.flops import training_flops
+
     where: tuple = ("--device", device.type)
     not_gpu = ("--cpu",) if device.type == "cpu" else ()
     clips_per_step = BATCH_SIZE * ACCUMULATION
@@ -92,7 +96,7 @@ def throughput(
     sides = {name: (*side, "--output-dir", folder / "runs" / name) for name, side in sides.items()}
     seconds, last = take_turns(sides, steps=1, rounds=rounds, warm_up=1 if device.type == "cpu" else 5)
     speed = {name: [clips_per_step / one for one in many] for name, many in seconds.items()}
-    flops = 3 * forward_flops(Wav2Vec2Config(**size), SAMPLING_RATE)
+    flops = training_flops(Wav2Vec2Config(**size), SAMPLING_RATE)
     facts = {
         name: {
             "clips/s": statistics.median(speed[name]),

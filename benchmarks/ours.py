@@ -13,10 +13,14 @@ turns = Turns()
 
 
 def main() -> None:
+    from audiocls.reporting.profiling import StepFacts
     from audiocls.reporting.run_log import RunLog
 
-    def advance(log: RunLog, loss: float, *args: Any, **kwargs: Any) -> None:
-        turns.end(loss=loss)
+    advance_log = RunLog.advance
+
+    def advance(log: RunLog, step: StepFacts, *args: Any) -> None:
+        advance_log(log, step, *args)
+        turns.end(loss=step.loss_sum / step.clips)
 
     setattr(RunLog, "advance", advance)  # noqa: B010 - the loop calls it at the end of every step
     if sys.argv[1:2] == ["--compile-model"]:

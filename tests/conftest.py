@@ -37,6 +37,7 @@ from audiocls.data.prepare import RunData, prepare_data
 from audiocls.errors import Stopped
 from audiocls.hub import quiet_transformers
 from audiocls.model.backbone import Backbone, LoadedModel, load_for_training, open_backbone
+from audiocls.reporting.profiling import StepProfiler
 from audiocls.reporting.run_log import RunLog
 from audiocls.signals import StopSignal
 from audiocls.training.checkpoint import TrainState
@@ -332,14 +333,20 @@ def train_in(stop: StopSignal) -> Callable[..., Run]:
     """
 
     def go(
-        folder: Path, loaded: LoadedModel, data: RunData, *, with_finish: bool = False, **settings: Any
+        folder: Path,
+        loaded: LoadedModel,
+        data: RunData,
+        *,
+        with_finish: bool = False,
+        profiler: StepProfiler | None = None,
+        **settings: Any,
     ) -> Run:
         folder.mkdir(parents=True, exist_ok=True)
         config = TrainConfig(
             **{"device": "cpu", "precision": "fp32", "log_every": 1, "num_workers": 0} | settings
         )
         device = torch.device("cpu")
-        with RunLog(folder) as log:
+        with RunLog(folder, profiler) as log:
             try:
                 state = train(config, loaded, data, device, folder, log, stop)
             except Stopped:

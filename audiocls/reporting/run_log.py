@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ from typing import Any, Self
 from tqdm import tqdm
 
 from audiocls.errors import one_line
+from audiocls.reporting.profiling import BESIDE_STEPS, Phases, StepFacts, StepProfiler, shares
 from audiocls.storage import failing_as
 
 # What the terminal calls the longest keys of metrics.jsonl.
@@ -30,6 +32,11 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+# Asked after each evaluation, with the share of the steps gone through, the epochs and the scores, whether
+# there is something to say.
+Alarm = Callable[[float, float, dict[str, float]], str | None]
+
+
 @dataclass
 class Window:
     """What has happened since the last train line."""
@@ -41,27 +48,63 @@ class Window:
     data_wait_seconds: float = 0.0
     seconds: float = 0.0  # in optimizer steps; evaluations and saves are not counted
 
+    def add(self, step: StepFacts) -> None:
+        self.loss_sum += step.loss_sum
+        self.clips += step.clips
+        self.audio_seconds += step.audio_seconds
+        self.padding_seconds += step.padding_seconds
+        self.data_wait_seconds += step.seconds.get("data wait", 0.0)
+        self.seconds += sum(step.seconds.values())
+
 
 class RunLog:
-    """metrics.jsonl, the lines on the terminal, and the bar."""
+    """metrics.jsonl, the lines on the terminal, the bar, and where the time goes."""
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(
+        self,
+        run_folder: Path,
+        profiler: StepProfiler | None = None,
+        alarm: Alarm | None = None,
+    ) -> None:
         self.path = run_folder / "metrics.jsonl"
         self.bar: tqdm | None = None
+        self.phase = profiler.phase if profiler else Phases()
+        self.profiler = profiler
+        self.alarm = alarm
+        self.total_steps = 0
+        self.seconds: dict[str, float] = {}  # of each phase, since this process began to train
 
     def start(self, total_steps: int, step: int, log_bytes: int) -> None:
         """Begin, or go on, at `step`: what was written after the checkpoint is written again."""
         with failing_as(self.path), self.path.open("ab") as file:
             file.truncate(log_bytes)
+        self.total_steps = total_steps
         self.bar = tqdm(
             total=total_steps, initial=step, desc="training", unit="step", disable=not sys.stderr.isatty()
         )
 
-    def advance(self, loss: float) -> None:
-        """One optimizer step is done."""
+    def advance(self, step: StepFacts, window: Window, learning_rate: float) -> None:
+        """One optimizer step is done: its figures go to the window, the bar and the profiler."""
+        spent = self.take_seconds()
+        step.seconds = {name: spent[name] for name in spent if name not in BESIDE_STEPS}
+        window.add(step)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            self.bar.set_postfix_str(
+                f"loss {step.loss_sum / step.clips:.4f}, lr {learning_rate:.2g}, "
+                f"{window.clips / window.seconds:.3g} clips/s, "
+                f"{window.data_wait_seconds / window.seconds:.0%} waiting for data",
+                refresh=False,
+            )
             self.bar.update()
+        if self.profiler is not None:
+            self.show(self.profiler.step(step))
+
+    def take_seconds(self) -> dict[str, float]:
+        """The seconds of each phase since they were last asked for."""
+        spent = self.phase.take()
+        for name, seconds in spent.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return spent
 
     def train(self, step: int, epoch: float, window: Window, learning_rate: float, grad_norm: float) -> int:
         """What happened since the last such line."""
@@ -78,18 +121,32 @@ class RunLog:
             padding_share=window.padding_seconds / (window.audio_seconds + window.padding_seconds),
         )
 
-    def record(self, kind: str, **values: Any) -> int:
-        """Write one record and its line; returns the length of metrics.jsonl in bytes."""
+    def evaluation(
+        self,
+        step: int,
+        epoch: float,
+        scores: dict[str, float],
+        metric: str,
+        best: float | None,
+        is_best: bool,
+    ) -> int:
+        """What an evaluation found, and how the best so far compares."""
+        note = "a new best" if is_best else f"the best {metric} is still {readable(best)}"
+        length = self.record("eval", note, step=step, epoch=epoch, **scores, is_best=is_best)
+        if self.alarm is not None and (advice := self.alarm(step / self.total_steps, epoch, scores)):
+            say(advice)
+        return length
+
+    def record(self, kind: str, note: str = "", **values: Any) -> int:
+        """Write one record and, with a `note`, its line; returns the length of metrics.jsonl in bytes."""
         finite = {key: number_or_null(value) for key, value in values.items()}
         with failing_as(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind, **finite}) + "\n")
             file.flush()
             os.fsync(file.fileno())
             length = file.tell()
-        say(
-            f"{kind:5} "
-            + "  ".join(f"{SHORT.get(key, key)} {readable(value)}" for key, value in values.items())
-        )
+        shown = [f"{SHORT.get(key, key)} {readable(values[key])}" for key in values if key != "is_best"]
+        say("  ".join([f"{kind:5}", *shown, note]).rstrip())
         return length
 
     def __enter__(self) -> Self:
@@ -98,6 +155,15 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
+        if self.profiler is not None:
+            self.show(self.profiler.finish())
+            self.take_seconds()
+            self.show(f"of all the time: {shares(self.seconds)}")
+
+    def show(self, text: str | None) -> None:
+        for line in (text or "").splitlines():
+            tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def number_or_null(value: Any) -> Any:

@@ -12,6 +12,9 @@ from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.model.backbone import LoadedModel
+from audiocls.reporting.chance import ChanceAlarm
+from audiocls.reporting.flops import training_flops
+from audiocls.reporting.profiling import StepProfiler
 from audiocls.reporting.run_log import say
 from audiocls.training.checkpoint import TrainState
 from audiocls.training.evaluation import Evaluation
@@ -41,6 +44,31 @@ def say_start(
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
     )
     say(f"writing to {run_folder}/")
+
+
+def alarm_of(config: TrainConfig, data: RunData) -> ChanceAlarm:
+    sizes = Counter(data.evaluation.labels.tolist())
+    return ChanceAlarm(config, len(data.labels), max(sizes.values()) / len(data.evaluation))
+
+
+def profiler_of(
+    config: TrainConfig, loaded: LoadedModel, device: torch.device, run_folder: Path
+) -> StepProfiler | None:
+    """What `--profile` asks for."""
+    if not config.profile:
+        return None
+    backbone = loaded.backbone
+
+    def flops_of(seconds: float) -> float:
+        return training_flops(
+            backbone.config,
+            seconds * backbone.sampling_rate,
+            is_frozen=config.freeze_feature_encoder,
+            is_cached=config.cache_features,
+        )
+
+    precision = pick_precision(config.precision, device)
+    return StepProfiler(run_folder / "profile", device, precision, flops_of)
 
 
 def class_sizes(clips: ClipDataset, labels: list[str]) -> str:

@@ -18,6 +18,7 @@ from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.cpu import make_fast_on_cpu
+from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
@@ -51,6 +52,8 @@ def train(
         make_fast_on_cpu(loaded.model)
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
+    if config.compile:
+        model.compile()
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     plan = BatchPlan(
@@ -86,11 +89,11 @@ def train(
     eval_batches = evaluation_loader(config, data.evaluation, loaded, device)
 
     log.start(plan.total_steps, state.step, state.log_bytes)
+    phase = log.phase  # names what the loop is doing, for --profile
     stop.defer()  # from here on a signal waits for the next micro-batch
 
     for epoch in range(state.epoch, plan.num_epochs):
         for micro_batches in plan.steps(epoch)[state.step_in_epoch :]:
-            step_began = time.perf_counter()
             num_clips = sum(map(len, micro_batches))
             learning_rate = scheduled_learning_rate(
                 state.steps_taken,
@@ -110,13 +113,15 @@ def train(
                         f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there"
                     )
 
-                wait_began = time.perf_counter()
+                phase("data wait")
                 batch = next(batches)  # the loader yields exactly these micro-batches, in this order
-                state.window.data_wait_seconds += time.perf_counter() - wait_began
                 heard_samples += batch.num_samples
                 padding_samples += batch.padding_samples
 
+                phase("host to device")
                 batch = batch.to(device)
+
+                phase("forward")
                 seed_everything(config.seed, state.step, micro_batch)
                 with autocast(device, precision):
                     logits = model(**batch.inputs).logits
@@ -126,9 +131,11 @@ def train(
                 loss = F.cross_entropy(
                     logits.float(), batch.labels, reduction="sum", label_smoothing=config.label_smoothing
                 )
+                phase("backward")
                 scaler.scale(loss / num_clips).backward()
                 step_loss += loss.detach()
 
+            phase("optimizer")
             scaler.unscale_(optimizer)
             grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
             # The step's one wait for the device.
@@ -144,12 +151,9 @@ def train(
 
             state.step += 1
             state.step_in_epoch += 1
-            state.window.loss_sum += loss_sum
-            state.window.clips += num_clips
-            state.window.audio_seconds += heard_samples / backbone.sampling_rate
-            state.window.padding_seconds += padding_samples / backbone.sampling_rate
-            state.window.seconds += time.perf_counter() - step_began
-            log.advance(loss_sum / num_clips)
+            heard, padding = heard_samples / backbone.sampling_rate, padding_samples / backbone.sampling_rate
+            log.advance(StepFacts(loss_sum, num_clips, heard, padding), state.window, learning_rate)
+            phase("logging")
             if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
                 raise NumbersBroke(
                     f"{MOST_NON_FINITE_IN_A_ROW} losses or gradients in a row were not finite, up to step "
@@ -163,14 +167,16 @@ def train(
                 state.window = Window()
 
             if is_last or plan.is_due(config.eval_every, state.step, state.step_in_epoch):
+                phase("evaluation")
                 result = evaluate(model, eval_batches, device, precision)
                 is_best = is_better(result.scores, state.best_score, config.best_metric)
                 if is_best:
                     state.best_score = result.scores[config.best_metric]
                     state.best_step, state.best_epoch = state.step, passes
-                state.log_bytes = log.record(
-                    "eval", step=state.step, epoch=passes, **result.scores, is_best=is_best
+                state.log_bytes = log.evaluation(
+                    state.step, passes, result.scores, config.best_metric, state.best_score, is_best
                 )
+                phase("save")
                 save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
                 if is_best:
                     export_best(run_folder, state.step)

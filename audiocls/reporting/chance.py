@@ -1,0 +1,51 @@
+"""Saying so when a run does not learn."""
+
+import math
+from dataclasses import dataclass
+
+from audiocls.config import TrainConfig
+
+
+@dataclass
+class ChanceAlarm:
+    """After half of the steps or two epochs: what usually helps, if the model still guesses. Said once.
+
+    It guesses where the loss is about that of equal probabilities, ln(classes), and the accuracy about that
+    of always naming the most frequent label of the evaluation.
+    """
+
+    config: TrainConfig
+    num_labels: int
+    largest_share: float  # of the evaluation's clips in one class
+    rang: bool = False
+
+    def __call__(self, progress: float, epoch: float, scores: dict[str, float]) -> str | None:
+        """`progress`: the share of the steps that are done."""
+        if self.rang or (progress < 0.5 and epoch < 2):
+            return None
+        chance, clips = self.largest_share, scores["num_samples"]
+        luck = 2 * math.sqrt(chance * (1 - chance) / clips)  # two standard deviations
+        if scores["loss"] < 0.95 * math.log(self.num_labels) or scores["accuracy"] > chance + luck:
+            return None
+        self.rang = True
+        return (
+            f"note: the model still guesses: accuracy {scores['accuracy']:.1%} where always naming one label "
+            f"gives {chance:.1%}, loss {scores['loss']:.3f} where ln({self.num_labels}) is "
+            f"{math.log(self.num_labels):.3f}. What usually helps: {self.advice()}."
+        )
+
+    def advice(self) -> str:
+        config = self.config
+        found = [f"more steps (--epochs {4 * config.epochs})"]
+        if config.model == "tiny":
+            if config.learning_rate < 1e-3:
+                found.append("--recipe scratch, for random weights")
+        elif config.learning_rate < 1e-4:
+            found.append("--learning-rate 1e-4")
+        if config.gradient_accumulation_steps > 1:
+            found.append("smaller steps (--gradient-accumulation-steps 1)")
+        if config.max_seconds is not None and config.max_seconds < 5:
+            found.append("longer clips (--max-seconds 5, or none)")
+        if config.model != "tiny" and not config.freeze_feature_encoder:
+            found.append("--freeze-feature-encoder")
+        return ", ".join(found)

@@ -1,0 +1,54 @@
+"""The alarm rings when a model guesses, once, and not before it could have learned."""
+
+import math
+from typing import Any
+
+import pytest
+
+from audiocls.config import TrainConfig
+from audiocls.reporting.chance import ChanceAlarm
+
+GUESSING = {"loss": math.log(14), "accuracy": 0.08, "num_samples": 113}
+
+
+def alarm(**settings: Any) -> ChanceAlarm:
+    return ChanceAlarm(TrainConfig(**settings), num_labels=14, largest_share=0.09)
+
+
+@pytest.mark.parametrize(("progress", "epoch", "rings"), [(0.4, 1.9, False), (0.5, 1, True), (0.1, 2, True)])
+def test_it_waits_for_half_of_the_steps_or_two_epochs(progress: float, epoch: float, rings: bool) -> None:
+    assert (alarm()(progress, epoch, GUESSING) is not None) == rings
+
+
+@pytest.mark.parametrize(
+    "better",
+    [{"loss": 0.9 * math.log(14)}, {"accuracy": 0.2}],
+    ids=["loss below ln(classes)", "accuracy above luck"],
+)
+def test_it_is_silent_where_something_was_learned(better: dict[str, float]) -> None:
+    assert alarm()(1.0, 10, GUESSING | better) is None
+
+
+def test_it_rings_once() -> None:
+    one = alarm()
+    assert one(1.0, 5, GUESSING) and one(1.0, 6, GUESSING) is None
+
+
+def test_accuracy_of_the_largest_class_is_chance_too() -> None:
+    uneven = ChanceAlarm(TrainConfig(), num_labels=2, largest_share=0.9)
+    assert uneven(1.0, 5, {"loss": math.log(2), "accuracy": 0.9, "num_samples": 100})
+
+
+def test_on_the_guides_recipe_it_names_what_usually_helps() -> None:
+    advice = alarm()(1.0, 10, GUESSING)
+    assert advice is not None
+    for flag in ("--epochs 40", "--learning-rate", "--max-seconds", "--freeze-feature-encoder"):
+        assert flag in advice
+    assert "8.0%" in advice and "ln(14)" in advice
+
+
+def test_it_does_not_advise_what_is_done_already() -> None:
+    advice = alarm(max_seconds=None, freeze_feature_encoder=True, learning_rate=1e-3)(1.0, 10, GUESSING)
+    assert advice is not None
+    for flag in ("--learning-rate", "--max-seconds", "--freeze-feature-encoder"):
+        assert flag not in advice

@@ -1,0 +1,138 @@
+"""--profile: ranges that match the loop, figures that add up; operations counted as torch counts them."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
+
+from audiocls.data.prepare import RunData
+from audiocls.model.backbone import LoadedModel
+from audiocls.reporting.flops import forward_flops, training_flops
+from audiocls.reporting.profiling import Phases, StepFacts, StepProfiler, shares, summarize
+
+PHASES = {"data wait", "host to device", "forward", "backward", "optimizer", "logging"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "hidden_size": 96,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "conv_dim": (64,) * 7,
+            "classifier_proj_size": 8,
+        },
+    ],
+    ids=["base", "small"],
+)
+def test_a_forward_pass_costs_what_torch_counts(settings: dict[str, Any]) -> None:
+    config = Wav2Vec2Config(**settings, num_labels=4, attn_implementation="eager")
+    with torch.device("meta"):
+        model: Any = Wav2Vec2ForSequenceClassification(config).eval()
+        input_values = torch.zeros(1, 16_000)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_values)
+    counted = sum(forward_flops(config, 16_000).values())
+    assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)  # we leave out the head
+    if not settings:
+        assert counted == pytest.approx(13.8e9, rel=0.01)
+
+
+def test_training_costs_three_passes_and_a_frozen_encoder_less() -> None:
+    config = Wav2Vec2Config()
+    parts = forward_flops(config, 16_000)
+    rest = sum(parts.values()) - parts["convolutions"]
+    assert training_flops(config, 16_000) == 3 * sum(parts.values())
+    assert training_flops(config, 16_000, is_frozen=True) == parts["convolutions"] + 3 * rest
+    assert training_flops(config, 16_000, is_cached=True) == 3 * rest
+    config.model_type = "whisper"
+    assert training_flops(config, 16_000) == 0
+
+
+def test_phases_follow_each_other_and_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 3.0, 3.5, 7.5, 8.0, 9.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    phase = Phases()
+    for name in ("a", "b", "a"):
+        phase(name)
+    assert phase.take() == {"a": 1.5, "b": 2.0}  # what is between two phases' ends belongs to none
+    phase("c")
+    assert phase.take() == {"c": 0.5}
+    assert shares({"a": 1.0, "b": 3.0}) == "b 75.0%, a 25.0%"
+
+
+def test_figures_of_steps_are_medians_and_totals() -> None:
+    steps = [
+        StepFacts(0.0, 4, 6.0, 2.0, {"forward": seconds, "backward": 2 * seconds})
+        for seconds in (1.0, 2.0, 6.0)
+    ]
+    figures = summarize(steps, 0.0, torch.device("cpu"), "fp32")
+    assert figures["phase_milliseconds"] == {"forward": 2000, "backward": 4000}
+    assert figures["clips_per_second"] == pytest.approx(12 / 27)
+    assert figures["audio_seconds_per_second"] == pytest.approx(18 / 27)
+    assert figures["padding_share"] == pytest.approx(0.25)
+    assert "share_of_peak" not in figures
+
+
+SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 4, "gradient_accumulation_steps": 2}
+
+
+@pytest.fixture
+def profiled(
+    tmp_path: Path,
+    run_data: Callable[..., RunData],
+    build_model: Callable[..., LoadedModel],
+    train_in: Callable[..., Run],
+) -> tuple[Run, StepProfiler]:
+    profiler = StepProfiler(tmp_path / "run" / "profile", torch.device("cpu"), "fp32", lambda seconds: 1e6)
+    return train_in(tmp_path / "run", build_model(), run_data(24), profiler=profiler, **SETTINGS), profiler
+
+
+def test_the_trace_names_the_loops_phases(profiled: tuple[Run, StepProfiler]) -> None:
+    _, profiler = profiled
+    with gzip.open(profiler.folder / "trace.json.gz") as file:
+        events = json.load(file)["traceEvents"]
+    ranges = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    assert set(ranges) >= PHASES
+    assert ranges.count("optimizer") == 3  # a step each
+    assert ranges.count("forward") == ranges.count("backward") == 6  # two micro-batches
+
+
+def test_the_timed_steps_are_kept(profiled: tuple[Run, StepProfiler]) -> None:
+    _, profiler = profiled
+    kept = json.loads((profiler.folder / "steps.json").read_text())
+    assert len(kept["steps"]) == 5
+    assert set(kept["figures"]["phase_milliseconds"]) == PHASES
+    assert 0 < kept["figures"]["share_of_peak"] < 1
+
+
+def test_training_is_the_same_with_and_without(
+    profiled: tuple[Run, StepProfiler],
+    tmp_path: Path,
+    run_data: Callable[..., RunData],
+    build_model: Callable[..., LoadedModel],
+    train_in: Callable[..., Run],
+) -> None:
+    plain = train_in(tmp_path / "plain", build_model(), run_data(24), **SETTINGS)
+    assert all(torch.equal(profiled[0].weights[name], tensor) for name, tensor in plain.weights.items())
+
+
+def test_a_run_of_few_steps_ends_with_what_there_is(
+    tmp_path: Path,
+    run_data: Callable[..., RunData],
+    build_model: Callable[..., LoadedModel],
+    train_in: Callable[..., Run],
+) -> None:
+    profiler = StepProfiler(tmp_path / "run" / "profile", torch.device("cpu"), "fp32", lambda seconds: 0.0)
+    train_in(tmp_path / "run", build_model(), run_data(24), profiler=profiler, max_steps=3)
+    assert (profiler.folder / "trace.json.gz").exists()
+    assert not (profiler.folder / "steps.json").exists()
