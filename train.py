@@ -22,6 +22,7 @@ def main() -> int:
     from audiocls.reporting.summary import alarm_of, profiler_of, say_end, say_start
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
+    from audiocls.training.memory import fit_batch_size, out_of_memory_explained
     from audiocls.training.run_folder import claim_run_folder, write_run
 
     device = pick_device(config.device)
@@ -39,9 +40,11 @@ def main() -> int:
     if config.cache_features:
         loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
     write_run(run_folder, config, data, backbone, device)
+    config = fit_batch_size(config, loaded, data.train, device)
     say_start(config, data, loaded, device, run_folder)
 
-    with RunLog(run_folder, profiler_of(config, loaded, device, run_folder), alarm_of(config, data)) as log:
+    log = RunLog(run_folder, profiler_of(config, loaded, device, run_folder), alarm_of(config, data))
+    with log, out_of_memory_explained(config):
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
     say_end(config, data, state, test, run_folder)

@@ -116,9 +116,18 @@ class TrainConfig:
     )
 
     learning_rate: float = option(3e-5, "peak learning rate of AdamW", group=TRAINING, above=0)
-    batch_size: int = option(32, "clips in a micro-batch on a device", group=TRAINING, minimum=1)
+    batch_size: int | str = option(
+        32,
+        "clips in a micro-batch; 'auto': as many as the GPU has room for",
+        group=TRAINING,
+        minimum=1,
+        metavar="N",
+    )
     gradient_accumulation_steps: int = option(
         4, "micro-batches in an optimizer step", group=TRAINING, minimum=1
+    )
+    global_batch_size: int | None = option(
+        None, "clips in an optimizer step; none: as many as the two make", group=TRAINING, minimum=1
     )
     max_batch_seconds: float | None = option(
         None, "bound a micro-batch's padded audio: its clips times its longest", group=TRAINING, above=0
@@ -186,9 +195,17 @@ class TrainConfig:
     resume: bool = option(False, "continue the run in --output-dir, or the newest by default name", group=RUN)
     seed: int = option(42, "of everything random", group=RUN, minimum=0, maximum=2**32 - 1)
 
+    @property
+    def clips_per_step(self) -> int:
+        """Clips in an optimizer step; with `--batch-size auto` those of the guide, unless said."""
+        size = 32 if self.batch_size == "auto" else int(self.batch_size)
+        return self.global_batch_size or size * self.gradient_accumulation_steps
+
     def problems(self) -> list[str]:
         """What does not fit together, a sentence each."""
         found = []
+        if self.batch_size != "auto" and not isinstance(self.batch_size, int):
+            found.append(f"--batch-size is {self.batch_size!r}: give 'auto' or a number of clips.")
         if self.split_by == "group" and self.group_column is None:
             found.append("--split-by group needs --group-column: name the column that holds the speaker.")
         if self.cache_features and not self.freeze_feature_encoder:

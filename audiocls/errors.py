@@ -36,6 +36,12 @@ class NumbersBroke(UserError):
     exit_code = NUMBERS_BROKE
 
 
+class OutOfMemory(UserError):
+    """Training needs more memory than there is."""
+
+    exit_code = NUMBERS_BROKE
+
+
 class Stopped(BaseException):
     """A signal asked the run to stop. Like KeyboardInterrupt, it passes every `except Exception`."""
 

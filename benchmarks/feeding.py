@@ -79,7 +79,9 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
 
     data, encoded = prepare_ours(), prepare_theirs()
     loaded = load_for_training(backbone, data.labels, seed=0)
-    plan = BatchPlan(len(data.train), BATCH_SIZE, 1, seed=0, epochs=1, lengths=data.train.num_samples)
+    plan = BatchPlan(
+        len(data.train), BATCH_SIZE, BATCH_SIZE, seed=0, epochs=1, lengths=data.train.num_samples
+    )
     loader = make_trainer(
         loaded.model,
         backbone.feature_extractor,

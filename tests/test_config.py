@@ -196,8 +196,9 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     ("flags", "says"),
     [
         (("--batch-size", "0"), ("--batch-size", "0", "1 is the least")),
-        (("--batch-size", "many"), ("--batch-size", "'many'", "a whole number")),
-        (("--batch-size", ""), ("--batch-size", "''", "a whole number")),
+        (("--batch-size", "many"), ("--batch-size", "'many'", "'auto'", "a number of clips")),
+        (("--eval-batch-size", "many"), ("--eval-batch-size", "'many'", "a whole number")),
+        (("--eval-batch-size", ""), ("--eval-batch-size", "''", "a whole number")),
         (("--epochs", "1.5"), ("--epochs", "'1.5'", "a whole number")),
         (("--epochs", "-1"), ("--epochs", "-1", "1 is the least")),
         (("--max-steps", "0"), ("--max-steps", "0", "1 is the least")),

@@ -101,7 +101,7 @@ def test_a_batch_of_16_is_the_same_step_as_4_times_4_and_as_5_and_5_and_6(
 
     whole = step("16", batch_size=16, gradient_accumulation_steps=1)
     divided = [step("4x4", batch_size=4, gradient_accumulation_steps=4)]
-    order = BatchPlan(16, 16, 1, TrainConfig.seed, 1).steps(0)[0][0]
+    order = BatchPlan(16, 16, 16, TrainConfig.seed, 1).steps(0)[0][0]
     ragged = [[order[:5], order[5:10], order[10:]]]  # no flags give 5 + 5 + 6
     monkeypatch.setattr(BatchPlan, "steps", lambda plan, epoch: ragged)
     divided.append(step("5+5+6", batch_size=6, gradient_accumulation_steps=3))
@@ -153,7 +153,7 @@ def test_a_short_last_step_has_the_gradient_of_its_clips_mean(
     train_in(tmp_path, spread_model(data), data, warmup_ratio=1.0, **settings)  # the first step's rate is 0
 
     loaded = spread_model(data)
-    last = BatchPlan(14, 9, 1, TrainConfig.seed, 1).steps(0)[1][0]
+    last = BatchPlan(14, 9, 9, TrainConfig.seed, 1).steps(0)[1][0]
     batch = collator(loaded.backbone)([data.train[index] for index in last])
     F.cross_entropy(loaded.model.train()(**batch.inputs).logits, batch.labels).backward()
     assert len(last) == 5  # 3 + 2

@@ -75,7 +75,7 @@ def run_trainer(
 
     accumulation = settings.get("gradient_accumulation_steps", 1)
     trainer = OracleTrainer(
-        BatchPlan(len(data.train), BATCH_SIZE, accumulation, SEED, EPOCHS),
+        BatchPlan(len(data.train), BATCH_SIZE, BATCH_SIZE * accumulation, SEED, EPOCHS),
         model=loaded.model,
         train_dataset=data.train,
         data_collator=inputs,

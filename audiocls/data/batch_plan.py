@@ -21,17 +21,13 @@ class BatchPlan:
     """The order of a whole run. An epoch holds every clip once; its last step may be short."""
 
     num_clips: int
-    batch_size: int
-    gradient_accumulation_steps: int
+    batch_size: int  # clips in a micro-batch
+    clips_per_step: int
     seed: int
     epochs: int
     max_steps: int | None = None  # overrides epochs
     lengths: np.ndarray | None = None  # int64 [clips]; where given, clips of like length share a step
     max_batch_samples: int | None = None  # a micro-batch's clips times its longest; needs lengths
-
-    @property
-    def clips_per_step(self) -> int:
-        return self.batch_size * self.gradient_accumulation_steps
 
     @property
     def steps_per_epoch(self) -> int:

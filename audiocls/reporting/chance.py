@@ -42,7 +42,7 @@ class ChanceAlarm:
                 found.append("--recipe scratch, for random weights")
         elif config.learning_rate < 1e-4:
             found.append("--learning-rate 1e-4")
-        if config.gradient_accumulation_steps > 1:
+        if config.gradient_accumulation_steps > 1 and config.global_batch_size is None:
             found.append("smaller steps (--gradient-accumulation-steps 1)")
         if config.max_seconds is not None and config.max_seconds < 5:
             found.append("longer clips (--max-seconds 5, or none)")

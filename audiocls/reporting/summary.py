@@ -38,9 +38,8 @@ def say_start(
         f"model: {config.model}, {sum(p.numel() for p in parameters) / 1e6:.2f}M parameters, "
         f"{trained / 1e6:.2f}M of them trained"
     )
-    clips_per_step = config.batch_size * config.gradient_accumulation_steps
     say(
-        f"steps of {clips_per_step} clips ({config.gradient_accumulation_steps} x {config.batch_size}) on "
+        f"steps of {config.clips_per_step} clips, {config.batch_size} at a time, on "
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
     )
     say(f"writing to {run_folder}/")

@@ -58,8 +58,8 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     plan = BatchPlan(
         len(data.train),
-        config.batch_size,
-        config.gradient_accumulation_steps,
+        int(config.batch_size),
+        config.clips_per_step,
         config.seed,
         config.epochs,
         config.max_steps,

@@ -1,0 +1,133 @@
+"""Out of memory: what to type for the same steps; --batch-size auto, on a GPU that is made believe."""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from audiocls.config import TrainConfig, parse_train
+from audiocls.data.prepare import RunData
+from audiocls.errors import OutOfMemory, UserError
+from audiocls.model.backbone import LoadedModel
+from audiocls.training import memory
+from audiocls.training.memory import advice, fit_batch_size, fits, out_of_memory_explained
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "words"),
+    [
+        (32, 4, "--batch-size 16 --gradient-accumulation-steps 8"),
+        (6, 1, "--batch-size 3 --gradient-accumulation-steps 2"),
+        (5, 3, "--batch-size 1 --gradient-accumulation-steps 15"),
+        (1, 8, "--max-seconds"),
+    ],
+)
+def test_what_to_type_makes_the_same_steps_of_at_most_half_the_size(
+    batch_size: int, accumulation: int, words: str
+) -> None:
+    assert words in advice(TrainConfig(batch_size=batch_size, gradient_accumulation_steps=accumulation))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_running_out_of_memory_is_one_line_and_exit_code_5(error: Exception) -> None:
+    words = "--batch-size 16 --gradient-accumulation-steps 8"
+    with pytest.raises(OutOfMemory, match=words) as caught, out_of_memory_explained(TrainConfig()):
+        raise error
+    assert caught.value.exit_code == 5
+
+
+def test_other_errors_pass() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_explained(TrainConfig()):
+        raise RuntimeError("shapes differ")
+
+
+def test_a_step_may_be_given_as_clips_and_auto_keeps_the_guides() -> None:
+    assert parse_train(["--global-batch-size", "24"]).clips_per_step == 24
+    assert parse_train(["--batch-size", "auto"]).clips_per_step == 128
+    assert parse_train(["--batch-size", "auto", "--global-batch-size", "48"]).clips_per_step == 48
+    with pytest.raises(UserError, match="--batch-size"):
+        parse_train(["--batch-size", "large"])
+
+
+def test_auto_needs_a_gpu(run_data: Callable[..., RunData], build_model: Callable[..., LoadedModel]) -> None:
+    config = TrainConfig(batch_size="auto")
+    with pytest.raises(UserError, match="on cpu, give a number"):
+        fit_batch_size(config, build_model(), run_data(12).train, CPU)
+    assert fit_batch_size(TrainConfig(), build_model(), run_data(12).train, CPU) == TrainConfig()
+
+
+@pytest.fixture
+def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """gpu_of(n): a GPU with room for n clips, as far as memory.py can tell; returns what is tried."""
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2))
+
+    def make(most: int) -> list[int]:
+        tried: list[int] = []
+
+        def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            tried.append(len(kwargs["input_values"]))
+            if tried[-1] > most:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(
+            memory, "fits", lambda size, config, loaded, clips, device: fits_on_cpu(size, loaded)
+        )
+        fits_on_cpu.hook = hook  # type: ignore[attr-defined]
+        return tried
+
+    def fits_on_cpu(size: int, loaded: LoadedModel) -> bool:
+        handle = loaded.model.register_forward_pre_hook(fits_on_cpu.hook, with_kwargs=True)  # type: ignore
+        try:
+            return fits(size, TrainConfig(precision="fp32"), loaded, fits_on_cpu.clips, CPU)  # type: ignore
+        finally:
+            handle.remove()
+
+    make.set_clips = lambda clips: setattr(fits_on_cpu, "clips", clips)  # type: ignore[attr-defined]
+    return make
+
+
+@pytest.mark.parametrize(
+    ("room", "found", "tried"), [(100, 20, [20]), (7, 5, [20, 10, 5]), (1, 1, [20, 10, 5, 3, 2, 1])]
+)
+def test_auto_halves_until_the_longest_clips_fit_and_keeps_the_step(
+    room: int,
+    found: int,
+    tried: list[int],
+    gpu_of: Any,
+    run_data: Callable[..., RunData],
+    build_model: Callable[..., LoadedModel],
+) -> None:
+    data, loaded = run_data(40), build_model()
+    gpu_of.set_clips(data.train)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    seen = gpu_of(room)
+    config = TrainConfig(batch_size="auto", global_batch_size=20)
+    fitted = fit_batch_size(config, loaded, data.train, torch.device("cuda"))
+    assert (fitted.batch_size, fitted.clips_per_step, seen) == (found, 20, tried)
+    assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in loaded.model.parameters())
+
+
+def test_auto_gives_up_where_one_clip_is_too_much(
+    gpu_of: Any, run_data: Callable[..., RunData], build_model: Callable[..., LoadedModel]
+) -> None:
+    data = run_data(12)
+    gpu_of.set_clips(data.train)
+    gpu_of(0)
+    with pytest.raises(OutOfMemory, match="Not even one clip fits"):
+        fit_batch_size(TrainConfig(batch_size="auto"), build_model(), data.train, torch.device("cuda"))
