@@ -18,16 +18,22 @@ def main() -> int:
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
     from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
+    from audiocls.reporting.audit import audit, audit_only
     from audiocls.reporting.run_log import RunLog
     from audiocls.reporting.summary import say_end, say_start
+    from audiocls.reporting.wrap_up import wrap_up
+    from audiocls.storage import write_json
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.run_folder import claim_run_folder, write_run
 
+    progress = sys.stderr.isatty()
+    if config.audit:
+        audit_only(config, open_backbone(config.model, config.model_revision), progress=progress)
+        return OK
     device = pick_device(config.device)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
-    progress = sys.stderr.isatty()
     data = prepare_data(
         config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples, progress=progress
     )
@@ -39,11 +45,14 @@ def main() -> int:
     if config.cache_features:
         loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
     write_run(run_folder, config, data, backbone, device)
+    found = audit(config.dataset, data)
+    write_json(run_folder / "audit.json", found)
     say_start(config, data, loaded, device, run_folder)
 
     with RunLog(run_folder) as log:
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
+    wrap_up(run_folder, data)
     say_end(config, data, state, test, run_folder)
     return OK
 
