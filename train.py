@@ -1,5 +1,6 @@
 """Fine-tune a speech encoder to classify audio: `python train.py --help`."""
 
+import dataclasses
 import sys
 
 from audiocls.config import parse_train
@@ -17,12 +18,13 @@ def main() -> int:
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
+    from audiocls.hub import check_login
     from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
-    from audiocls.reporting.audit import audit, audit_only
+    from audiocls.reporting.audit import audit_only, keep_audit
     from audiocls.reporting.run_log import RunLog
-    from audiocls.reporting.summary import say_end, say_start
+    from audiocls.reporting.summary import say_end, say_push, say_start
+    from audiocls.reporting.trackers import Trackers, check_installed
     from audiocls.reporting.wrap_up import wrap_up
-    from audiocls.storage import write_json
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.run_folder import claim_run_folder, write_run
@@ -31,6 +33,9 @@ def main() -> int:
     if config.audit:
         audit_only(config, open_backbone(config.model, config.model_revision), progress=progress)
         return OK
+    check_installed(config.trackers)
+    if config.push_to_hub and not config.push_dry_run:
+        config = dataclasses.replace(config, push_to_hub=check_login(config.push_to_hub))
     device = pick_device(config.device)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
@@ -45,15 +50,16 @@ def main() -> int:
     if config.cache_features:
         loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
     write_run(run_folder, config, data, backbone, device)
-    found = audit(config.dataset, data)
-    write_json(run_folder / "audit.json", found)
+    keep_audit(run_folder, config.dataset, data)
     say_start(config, data, loaded, device, run_folder)
 
-    with RunLog(run_folder) as log:
+    with RunLog(run_folder, Trackers(config.trackers, run_folder, dataclasses.asdict(config))) as log:
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
-    wrap_up(run_folder, data)
+        wrap_up(run_folder, data, log.trackers)
     say_end(config, data, state, test, run_folder)
+    if config.push_to_hub:
+        say_push(run_folder / "best", config.push_to_hub, dry_run=config.push_dry_run)
     return OK
 
 

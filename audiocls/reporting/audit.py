@@ -13,10 +13,10 @@ from audiocls.data.cache import Waveforms
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.model.backbone import Backbone
-from audiocls.reporting.audit_text import full_lines
+from audiocls.reporting.audit_text import full_lines, summary_lines
 from audiocls.reporting.pages import audit_page
 from audiocls.reporting.run_log import say
-from audiocls.storage import failing_as, write_text
+from audiocls.storage import failing_as, write_json, write_text
 from audiocls.training.run_folder import last_part
 
 Audit = dict[str, Any]  # plain JSON: kept in the run folder as audit.json
@@ -39,6 +39,14 @@ def audit_only(config: TrainConfig, backbone: Backbone, *, progress: bool) -> No
         folder.mkdir(parents=True, exist_ok=True)
     write_text(path, audit_page(found))
     say(f"the same as a page: {path}")
+
+
+def keep_audit(run_folder: Path, name: str, data: RunData) -> None:
+    """Write audit.json, for the report, and say it in two lines."""
+    found = audit(name, data)
+    write_json(run_folder / "audit.json", found)
+    for line in summary_lines(found):
+        say(line)
 
 
 def audit(name: str, data: RunData) -> Audit:

@@ -49,9 +49,12 @@ def listed(found: dict[str, Any]) -> list[str]:
 
 
 def copies_text(twins: dict[str, Any]) -> str:
+    return f"{twins['count']} copies of another clip ({copies_where(twins)})"
+
+
+def copies_where(twins: dict[str, Any]) -> str:
     across = [f"{count} in the {part} set of clips trained on" for part, count in twins["across"].items()]
-    found = [f"{twins['count']} copies of another clip", *across]
-    return ", ".join([*found, f"{twins['contradicting']} sounds under two labels"])
+    return ", ".join([*across, f"{twins['contradicting']} under two labels"])
 
 
 def rates(values: Iterable[Any]) -> str:

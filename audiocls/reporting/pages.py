@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from audiocls.errors import one_line
 from audiocls.reporting import figures
-from audiocls.reporting.audit_text import channels, copies_text, hours, rates
+from audiocls.reporting.audit_text import channels, copies_where, hours, rates
 
 
 def render(template: str, **values: Any) -> str:
@@ -34,7 +34,7 @@ def environment() -> Environment:
         "duration": duration,
         "rates": rates,
         "channels": channels,
-        "copies_text": copies_text,
+        "copies_where": copies_where,
     }
     return made
 

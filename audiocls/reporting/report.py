@@ -110,7 +110,7 @@ def scored_parts(predictions: Predictions, scores: Scores) -> dict[str, Any]:
         "classes": classes,
         "confused": scores.most_confused(12),
         "matrix": svg(matrix, "matrix", "confusion matrix"),
-        "matrix_width": round(matrix.get_figwidth() * 96),
+        "matrix_width": round(matrix.get_figwidth() * 112),
         "reliability": svg(reliability, "reliability", "accuracy over confidence"),
         "bins": [
             {

@@ -6,12 +6,15 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
 from audiocls.errors import one_line
 from audiocls.storage import failing_as
+
+if TYPE_CHECKING:
+    from audiocls.reporting.trackers import Trackers
 
 # What the terminal calls the longest keys of metrics.jsonl.
 SHORT = {
@@ -43,16 +46,19 @@ class Window:
 
 
 class RunLog:
-    """metrics.jsonl, the lines on the terminal, and the bar."""
+    """metrics.jsonl, the lines on the terminal, the bar, and the trackers that were asked for."""
 
-    def __init__(self, run_folder: Path) -> None:
+    def __init__(self, run_folder: Path, trackers: "Trackers | None" = None) -> None:
         self.path = run_folder / "metrics.jsonl"
+        self.trackers = trackers
         self.bar: tqdm | None = None
 
     def start(self, total_steps: int, step: int, log_bytes: int) -> None:
         """Begin, or go on, at `step`: what was written after the checkpoint is written again."""
         with failing_as(self.path), self.path.open("ab") as file:
             file.truncate(log_bytes)
+        if self.trackers:
+            self.trackers.start(step)
         self.bar = tqdm(
             total=total_steps, initial=step, desc="training", unit="step", disable=not sys.stderr.isatty()
         )
@@ -86,6 +92,8 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
             length = file.tell()
+        if self.trackers:
+            self.trackers.record(kind, values)
         say(
             f"{kind:5} "
             + "  ".join(f"{SHORT.get(key, key)} {readable(value)}" for key, value in values.items())
@@ -98,6 +106,8 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
+        if self.trackers:
+            self.trackers.close()
 
 
 def number_or_null(value: Any) -> Any:

@@ -11,6 +11,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
+from audiocls.hub import files_to_push, push
 from audiocls.model.backbone import LoadedModel
 from audiocls.reporting.run_log import say
 from audiocls.training.checkpoint import TrainState
@@ -41,6 +42,15 @@ def say_start(
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
     )
     say(f"writing to {run_folder}/")
+
+
+def say_push(best: Path, name: str, *, dry_run: bool) -> None:
+    """Upload the best model, or with `dry_run` say what would be. Raises InputOutputFailed."""
+    if dry_run:
+        for file in files_to_push(best):
+            say(f"would upload to {name}: {file.name}, {file.stat().st_size:,} bytes")
+        return
+    say(f"uploaded to {push(best, name)}")
 
 
 def class_sizes(clips: ClipDataset, labels: list[str]) -> str:
