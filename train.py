@@ -50,8 +50,8 @@ def main() -> int:
     if config.cache_features:
         loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
     write_run(run_folder, config, data, backbone, device)
-    keep_audit(run_folder, config.dataset, data)
     say_start(config, data, loaded, device, run_folder)
+    keep_audit(run_folder, config.dataset, data)
 
     with RunLog(run_folder, Trackers(config.trackers, run_folder, dataclasses.asdict(config))) as log:
         state = train(config, loaded, data, device, run_folder, log, stop)

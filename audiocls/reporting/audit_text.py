@@ -5,7 +5,7 @@ from typing import Any
 
 FINDINGS = {
     "left_out": "left out",
-    "silent": "silent",
+    "silent": "silent in what is heard",
     "mostly_silent": "mostly silent",
     "clipped": "clipped",
 }
