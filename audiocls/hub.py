@@ -108,10 +108,10 @@ def push(folder: Path, name: str) -> str:
         repo = HfApi().create_repo(name, exist_ok=True)
         HfApi().create_commit(repo.repo_id, files, commit_message="Model trained by audiocls")
     except Exception as error:  # the client lets several libraries' errors through
+        why = getattr(error, "server_message", None) or first_line(error)
         command = shlex.join(["hf", "upload", name, str(folder), ".", "--exclude", MANIFEST])
         raise InputOutputFailed(
-            f"The model is in {folder}, but could not be uploaded: {first_line(error)} "
-            f"Try again with: {command}"
+            f"The model is in {folder}, but could not be uploaded: {why}. Try again with: {command}"
         ) from error
     return str(repo)
 

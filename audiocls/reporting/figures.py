@@ -193,4 +193,5 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def shortened(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+    """Both ends of a long name: names often begin alike."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[-(most // 2 - 1) :]}"

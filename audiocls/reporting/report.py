@@ -87,7 +87,8 @@ def charts(results: RunResults) -> dict[str, Any]:
         norms = results.series("train", "grad_norm")
         rates = results.series("train", "learning_rate")
         drawn["Learning rate"] = figures.curves({"": rates}, from_zero=True)
-        drawn["Gradient norm"] = figures.curves({"": norms}, log=spans_orders(norms[1]))
+        if np.isfinite(norms[1]).any():
+            drawn["Gradient norm"] = figures.curves({"": norms}, log=spans_orders(norms[1]))
     return {title: svg(drawing, title, f"{title} over optimizer steps") for title, drawing in drawn.items()}
 
 
