@@ -60,13 +60,18 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def test_no_label_and_no_path_can_act(tmp_path: Path) -> None:
+def test_no_label_and_no_path_can_act(run_data: Callable[..., RunData], tmp_path: Path) -> None:
     paths = [HOSTILE[index % len(HOSTILE)] + str(index) for index in range(60)]
     folder = write_run_folder(tmp_path / "run", list(HOSTILE), paths=paths)
     run = json.loads((folder / "run.json").read_text())
     run["config"]["dataset"] = run["evaluation_is"] = run["device"] = HOSTILE[0] + HOSTILE[-1]
     run["hub_commits"] = {HOSTILE[1]: HOSTILE[4]}
     (folder / "run.json").write_text(json.dumps(run))
+    found = audit(HOSTILE[0], run_data(24, 12, 12))
+    found |= {key: {"count": 9, "names": list(HOSTILE)} for key in ("left_out", "silent", "clipped")}
+    found["classes"] = {"train": dict.fromkeys(HOSTILE, 4)}
+    found["copies"] |= {"count": 2, "groups": [list(HOSTILE)]}
+    (folder / "audit.json").write_text(json.dumps(found))
     html = report(folder)
     page = Page(html)
     assert {tag for tag, _ in page.tags} <= MAY_STAND
@@ -141,6 +146,19 @@ def test_the_test_set_goes_before_the_evaluation(tmp_path: Path) -> None:
     (folder / "predictions.jsonl").write_text(predictions + (test / "predictions.jsonl").read_text())
     assert "they flatter it" not in report(folder)
     assert "on the test set, 7 clips" in " ".join(Page(report(folder)).text.split())
+
+
+def test_a_clip_whose_numbers_broke_counts_as_an_error(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"], num_clips=9)
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"label": "b", "probabilities": [0.2, 0.8]}
+    lines[3]["probabilities"] = [float("nan")] * 2
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = read_run(folder).scores
+    assert scores is not None
+    assert scores.accuracy == 8 / 9
+    assert "Worst errors" in report(folder)
 
 
 def test_a_run_that_was_stopped_early_has_a_report_too(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,9 +120,9 @@ def read_run(folder: Path) -> RunResults:
         run = json.loads(path.read_text(encoding="utf-8"))
         names = sorted(run["label2id"], key=run["label2id"].__getitem__)
         path = folder / "metrics.jsonl"
-        records = read_lines(path)
+        records = list(read_lines(path))
         path = folder / "predictions.jsonl"
-        predictions = predictions_of(read_lines(path), names)
+        predictions = read_predictions(path, names)
         path = folder / "audit.json"
         audit = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -130,21 +131,26 @@ def read_run(folder: Path) -> RunResults:
     return RunResults(folder, run, records, predictions, scores, audit)
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def read_lines(path: Path) -> Iterator[Any]:
+    """The objects of a .jsonl file; none where there is no such file."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
 
 
-def predictions_of(lines: list[dict[str, Any]], names: list[str]) -> Predictions | None:
-    split = "test" if any(line["split"] == "test" for line in lines) else "evaluation"
-    lines = [line for line in lines if line["split"] == split]
-    if not lines:
-        return None
+def read_predictions(path: Path, names: list[str]) -> Predictions | None:
+    """Those of predictions.jsonl that count; None where there are none."""
     number = {name: id for id, name in enumerate(names)}
-    labels = np.array([number[line["label"]] for line in lines])
-    probabilities = np.array([line["probabilities"] for line in lines], float).reshape(len(lines), len(names))
-    return Predictions(split, names, [line["path"] for line in lines], labels, probabilities)
+    parts: dict[str, list[tuple[str, int, np.ndarray]]] = {"evaluation": [], "test": []}
+    for line in read_lines(path):
+        parts[line["split"]].append((line["path"], number[line["label"]], np.array(line["probabilities"])))
+    split = "test" if parts["test"] else "evaluation"
+    if not parts[split]:
+        return None
+    paths, labels, rows = zip(*parts[split], strict=True)
+    # A model whose numbers broke on some clip has no confidence in it.
+    probabilities = np.nan_to_num(np.stack(rows).reshape(len(rows), len(names)))
+    return Predictions(split, names, list(paths), np.array(labels), probabilities)
 
 
 class Sound(NamedTuple):

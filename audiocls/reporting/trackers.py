@@ -114,16 +114,15 @@ class Trackers:
     """All the trackers of a run. One that fails while the run goes on is noted, and not asked again."""
 
     def __init__(self, names: Sequence[str], run_folder: Path, config: dict[str, Any]) -> None:
-        self.open: dict[str, Tracker] = {name: TRACKERS[name](run_folder, config) for name in names}
-
-    def __bool__(self) -> bool:
-        return bool(self.open)
+        self.waiting = {name: TRACKERS[name](run_folder, config) for name in names}
+        self.open: dict[str, Tracker] = {}
 
     def start(self, step: int) -> None:
         """Raises UserError for a tracker that does not start: nothing is lost yet."""
-        for name, tracker in self.open.items():
+        for name, tracker in self.waiting.items():
             try:
                 tracker.start(step)
+                self.open[name] = tracker
             except Exception as error:
                 raise UserError(f"--log-to {name} does not start: {error}.{LOGIN.get(name, '')}") from error
 

@@ -22,7 +22,7 @@ def wrap_up(run_folder: Path, data: RunData, trackers: Trackers | None) -> None:
         from audiocls.reporting.report import write_report  # matplotlib
 
         write_report(run_folder)
-    if trackers:
+    if trackers and trackers.open:
         with noted("the confusion matrix as an image"):
             track_confusion(run_folder, trackers)
 
