@@ -97,7 +97,7 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-TRACKERS: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {
+MAKE: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
@@ -114,7 +114,7 @@ class Trackers:
     """All the trackers of a run. One that fails while the run goes on is noted, and not asked again."""
 
     def __init__(self, names: Sequence[str], run_folder: Path, config: dict[str, Any]) -> None:
-        self.waiting = {name: TRACKERS[name](run_folder, config) for name in names}
+        self.waiting = {name: MAKE[name](run_folder, config) for name in names}
         self.open: dict[str, Tracker] = {}
 
     def start(self, step: int) -> None:

@@ -21,7 +21,7 @@ def wrap_up(run_folder: Path, data: RunData, trackers: Trackers | None) -> None:
     with noted("report.html"):
         from audiocls.reporting.report import write_report  # matplotlib
 
-        write_report(run_folder)
+        say(f"report: {write_report(run_folder)}")
     if trackers and trackers.open:
         with noted("the confusion matrix as an image"):
             track_confusion(run_folder, trackers)
