@@ -66,7 +66,7 @@ def check_login(name: str) -> str:
     answer.
     """
     from huggingface_hub import HfApi, constants, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
     try:
@@ -79,11 +79,9 @@ def check_login(name: str) -> str:
         raise UserError("--push-to-hub needs a login: run `hf auth login`, or set HF_TOKEN to a write token.")
     try:
         owner = HfApi().whoami()["name"]
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 401:
-            raise UserError("--push-to-hub: the Hub refuses your token: run `hf auth login`.") from None
-        raise InputOutputFailed(f"--push-to-hub: the Hub does not answer: {first_line(error)}") from None
     except Exception as error:  # the client lets several libraries' errors through
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            raise UserError("--push-to-hub: the Hub refuses your token: run `hf auth login`.") from None
         raise InputOutputFailed(f"--push-to-hub: the Hub does not answer: {first_line(error)}") from None
     return name if "/" in name else f"{owner}/{name}"
 

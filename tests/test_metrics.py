@@ -77,4 +77,7 @@ def test_calibration_error_by_hand() -> None:
     assert found.accuracy[[5, 6, 9]].tolist() == [0, 1, 0.5]
     assert found.confidence[[5, 6, 9]] == pytest.approx([0.6, 0.65, 0.95])
     assert np.isnan(found.accuracy[0])
+    # A bin's end is in it, whatever floating point makes of 10 * 0.7.
+    ends = np.arange(6, 11) / 10
+    assert calibration(np.stack([ends, 1 - ends], axis=1), np.zeros(5)).counts.tolist() == [0] * 5 + [1] * 5
     assert found.error == pytest.approx((1 * 0.6 + 2 * 0.35 + 2 * 0.45) / 5)

@@ -138,6 +138,19 @@ def test_most_confused_pairs_come_in_order(tmp_path: Path) -> None:
     assert all(scores.confusion[true, taken] == count and true != taken for true, taken, count in pairs)
 
 
+def test_a_gradient_norm_over_orders_of_magnitude_is_drawn_on_a_readable_log_scale(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"])
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    train = [record for record in records if record["kind"] == "train"]
+    for record, norm in zip(train, (0.2, 3.0, 200.0), strict=True):
+        record["grad_norm"] = norm
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    chart = re.search(r"<svg[^>]*Gradient norm over.*?</svg>", report(folder), re.DOTALL)
+    assert chart is not None
+    assert {">1<", ">10<", ">100<"} <= set(re.findall(r">[^<]+<", chart[0]))
+    assert "$" not in chart[0]
+
+
 def test_the_test_set_goes_before_the_evaluation(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", ["a", "b"], split="evaluation")
     assert "they flatter it" in report(folder)
@@ -174,6 +187,7 @@ def test_a_run_that_was_stopped_early_has_a_report_too(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("run.json", "{}"),
+        ("run.json", '{"label2id": {"a": 0, "b": 1}, "config": {}}'),
         ("run.json", "no json"),
         ("metrics.jsonl", '{"kind": "train"'),
         ("predictions.jsonl", '{"split": "test", "label": "nobody", "path": "x", "probabilities": [1, 0]}'),

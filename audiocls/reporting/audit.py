@@ -23,6 +23,7 @@ Audit = dict[str, Any]  # plain JSON: kept in the run folder as audit.json
 
 MOST_NAMED = 20  # clips named of each kind; all are counted
 MOSTLY_SILENT = 0.5
+QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 
 def audit_only(config: TrainConfig, backbone: Backbone, *, progress: bool) -> None:
@@ -90,9 +91,6 @@ def audit(name: str, data: RunData) -> Audit:
         # What a model scores that always answers with the commonest class.
         "largest_class_share": max(train_sizes.values()) / len(data.train),
     }
-
-
-QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 
 def part_summary(clips: ClipDataset, waveforms: Waveforms) -> dict[str, Any]:

@@ -117,6 +117,8 @@ def curves(
                 )
         if log:
             ax.set_yscale("log")
+            ax.yaxis.set_major_formatter("{x:g}")  # log's own are mathtext
+            ax.yaxis.set_minor_formatter("")
         else:
             ax.margins(y=0.12)
         if from_zero:

@@ -1,5 +1,6 @@
 """What a run folder says of its run, read without torch or a model: for the report and the model card."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
+from audiocls.config import TrainConfig
 from audiocls.errors import InputOutputFailed
 from audiocls.storage import damage, manifest_of
 from audiocls.training.metrics import (
@@ -24,6 +26,9 @@ from audiocls.training.metrics import (
     wilson_interval,
 )
 
+RUN_KEYS = (
+    "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
+)
 MOST_ERRORS, MOST_SECONDS = 24, 15  # kept as sound
 
 
@@ -118,6 +123,8 @@ def read_run(folder: Path) -> RunResults:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
+        run = {key: run[key] for key in RUN_KEYS}
+        run["config"] = dataclasses.asdict(TrainConfig()) | run["config"]  # an older run may lack some
         names = sorted(run["label2id"], key=run["label2id"].__getitem__)
         path = folder / "metrics.jsonl"
         records = list(read_lines(path))

@@ -70,7 +70,7 @@ class Calibration(NamedTuple):
 def calibration(probabilities: np.ndarray, labels: np.ndarray, bins: int = 10) -> Calibration:
     """Clips binned by the probability of their predicted label: (0, 0.1], ..., (0.9, 1]."""
     confidence, hits = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    which = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     counts = np.bincount(which, minlength=bins)
     with np.errstate(invalid="ignore"):
         mean_confidence = np.bincount(which, confidence, bins) / counts
