@@ -122,9 +122,9 @@ def curves(
         else:
             ax.margins(y=0.12)
         if from_zero:
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.1 * ax.dataLim.y1)
         ax.set_xlabel("optimizer step")
-        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         if len(lines) > 1:
             ax.legend(loc="best", labelcolor=INK)
         return figure
