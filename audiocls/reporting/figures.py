@@ -121,7 +121,7 @@ def curves(
             ax.yaxis.set_minor_formatter("")
         else:
             ax.margins(y=0.12)
-        if from_zero:
+        if from_zero and 0 < ax.dataLim.y1 < np.inf:  # there is something above 0
             ax.set_ylim(0, 1.1 * ax.dataLim.y1)
         ax.set_xlabel("optimizer step")
         ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
