@@ -1,5 +1,6 @@
 """Fine-tune a speech encoder to classify audio: `python train.py --help`."""
 
+import dataclasses
 import sys
 
 from audiocls.config import parse_train
@@ -17,18 +18,27 @@ def main() -> int:
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
+    from audiocls.hub import check_login
     from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
-    from audiocls.reporting.run_log import RunLog
-    from audiocls.reporting.summary import alarm_of, profiler_of, say_end, say_start
+    from audiocls.reporting.audit import audit_only, keep_audit
+    from audiocls.reporting.summary import open_log, say_end, say_push, say_start
+    from audiocls.reporting.trackers import check_installed
+    from audiocls.reporting.wrap_up import wrap_up
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.memory import fit_batch_size, out_of_memory_explained
     from audiocls.training.run_folder import claim_run_folder, write_run
 
+    progress = sys.stderr.isatty()
+    if config.audit:
+        audit_only(config, open_backbone(config.model, config.model_revision), progress=progress)
+        return OK
+    check_installed(config.trackers)
+    if config.push_to_hub and not config.push_dry_run:
+        config = dataclasses.replace(config, push_to_hub=check_login(config.push_to_hub))
     device = pick_device(config.device)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
-    progress = sys.stderr.isatty()
     data = prepare_data(
         config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples, progress=progress
     )
@@ -42,12 +52,15 @@ def main() -> int:
     write_run(run_folder, config, data, backbone, device)
     config = fit_batch_size(config, loaded, data.train, device)
     say_start(config, data, loaded, device, run_folder)
+    keep_audit(run_folder, config.dataset, data)
 
-    log = RunLog(run_folder, profiler_of(config, loaded, device, run_folder), alarm_of(config, data))
-    with log, out_of_memory_explained(config):
+    with open_log(config, data, loaded, device, run_folder) as log, out_of_memory_explained(config):
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
+        wrap_up(run_folder, data, log.trackers)
     say_end(config, data, state, test, run_folder)
+    if config.push_to_hub:
+        say_push(run_folder / "best", config.push_to_hub, dry_run=config.push_dry_run)
     return OK
 
 

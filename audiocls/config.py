@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from audiocls.errors import InputOutputFailed, UserError
 
 GUIDE_DATASET = "PolyAI/minds14"
+TRACKERS = ("tensorboard", "wandb")
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
@@ -194,6 +195,20 @@ class TrainConfig:
     )
     resume: bool = option(False, "continue the run in --output-dir, or the newest by default name", group=RUN)
     seed: int = option(42, "of everything random", group=RUN, minimum=0, maximum=2**32 - 1)
+    audit: bool = option(
+        False, "only look at the data: print what is in it, write that as a page, and end", group=RUN
+    )
+    log_to: str | None = option(
+        None, "trackers to log to as well, by comma: tensorboard, wandb", group=RUN, metavar="NAMES"
+    )
+    push_to_hub: str | None = option(
+        None, "upload the best model with its card to this Hub repository at the end", group=RUN
+    )
+    push_dry_run: bool = option(False, "only say what --push-to-hub would upload", group=RUN)
+
+    @property
+    def trackers(self) -> list[str]:
+        return [name.strip() for name in self.log_to.split(",")] if self.log_to else []
 
     @property
     def clips_per_step(self) -> int:
@@ -218,6 +233,12 @@ class TrainConfig:
             found.append("--max-batch-seconds divides clips sorted by length: leave out --no-bucket.")
         if self.resume and self.overwrite:
             found.append("--resume continues a run and --overwrite replaces it: give one of them.")
+        if self.push_dry_run and not self.push_to_hub:
+            found.append("--push-dry-run says what --push-to-hub NAME would upload: give that too.")
+        if unknown := [name for name in self.trackers if name not in TRACKERS]:
+            found.append(
+                f"--log-to is {', '.join(unknown)!r}: give {' or '.join(TRACKERS)}, or both by comma."
+            )
         if self.eval_every != "epoch" and not isinstance(self.eval_every, int):
             found.append(f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps.")
         names = (self.dataset, self.eval_dataset, self.test_dataset, self.model)
@@ -451,5 +472,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if isinstance(settings.get("config"), dict):
         settings = settings["config"]
     # Where a run was written, and whether it replaced another, is no part of what it did.
-    once = ("output_dir", "overwrite", "resume") if path.name == "run.json" else ()
+    places = ("output_dir", "overwrite", "resume", "push_to_hub", "push_dry_run")
+    once = places if path.name == "run.json" else ()
     return {name.replace("-", "_"): value for name, value in settings.items() if name not in once}

@@ -2,11 +2,14 @@
 
 import contextlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.storage import MANIFEST
 
 # Read when the libraries are imported, so set before.
 # For a repository without safetensors, transformers would ask a converter service for a pull request.
@@ -54,6 +57,61 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
         constants.HF_HUB_OFFLINE = True
         _no_answer.append(first_line(error))
         return None
+
+
+def check_login(name: str) -> str:
+    """The repository that --push-to-hub NAME means, OWNER/NAME, before anything is computed.
+
+    Raises UserError where nobody is logged in or NAME cannot be one, InputOutputFailed where the Hub does not
+    answer.
+    """
+    from huggingface_hub import HfApi, constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"--push-to-hub {name} is no name of a repository: {first_line(error)}") from None
+    if constants.HF_HUB_OFFLINE:
+        raise UserError("--push-to-hub needs the Hub: unset HF_HUB_OFFLINE, or leave it out.")
+    if get_token() is None:
+        raise UserError("--push-to-hub needs a login: run `hf auth login`, or set HF_TOKEN to a write token.")
+    try:
+        owner = HfApi().whoami()["name"]
+    except Exception as error:  # the client lets several libraries' errors through
+        if getattr(getattr(error, "response", None), "status_code", None) == 401:
+            raise UserError("--push-to-hub: the Hub refuses your token: run `hf auth login`.") from None
+        raise InputOutputFailed(f"--push-to-hub: the Hub does not answer: {first_line(error)}") from None
+    return name if "/" in name else f"{owner}/{name}"
+
+
+def files_to_push(folder: Path) -> list[Path]:
+    """What of a saved model goes to the Hub: all but the manifest, which is ours."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+
+
+def push(folder: Path, name: str) -> str:
+    """Upload a saved model in one commit, its repository made where there is none; returns its address.
+
+    Raises InputOutputFailed where it does not arrive.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    files = [CommitOperationAdd(path.name, path) for path in files_to_push(folder)]
+    try:
+        repo = HfApi().create_repo(name, exist_ok=True)
+        HfApi().create_commit(repo.repo_id, files, commit_message="Model trained by audiocls")
+    except Exception as error:  # the client lets several libraries' errors through
+        why = getattr(error, "server_message", None) or first_line(error)
+        command = shlex.join(["hf", "upload", name, str(folder), ".", "--exclude", MANIFEST])
+        raise InputOutputFailed(
+            f"The model is in {folder}, but could not be uploaded: {why}. Try again with: {command}"
+        ) from error
+    return str(repo)
 
 
 @contextlib.contextmanager

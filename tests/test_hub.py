@@ -19,6 +19,7 @@ import pytest
 from data_helpers import ROOT, assert_one_line_error, write_wav
 from hub_content import INTENTS, write_minds14, write_tiny_wav2vec2
 from hub_server import HubServer, Request, serve_hub
+from huggingface_hub import ModelCard
 
 pytestmark = pytest.mark.slow
 
@@ -195,7 +196,8 @@ def test_train_without_flags_runs_the_guide_and_writes_a_run_folder(guide: Guide
     assert guide.finished.returncode == 0, guide.finished.stderr
     assert [path.name for path in (guide.cwd / "runs").iterdir()] == ["minds14-wav2vec2-base"]
     written = {path.name for path in guide.folder.iterdir()}
-    assert written == {"run.json", "metrics.jsonl", "predictions.jsonl", "checkpoints", "best"}
+    files = {"run.json", "metrics.jsonl", "predictions.jsonl", "audit.json", "report.html"}
+    assert written == files | {"checkpoints", "best", "errors"}
     run = json.loads((guide.folder / "run.json").read_text())
     assert set(run["hub_commits"]) == {"PolyAI/minds14", "facebook/wav2vec2-base"}
     assert run["config"]["dataset"] == "PolyAI/minds14"
@@ -233,6 +235,8 @@ def test_the_best_model_loads_anywhere(guide: Guide) -> None:
     assert config["label2id"] == {intent: id for id, intent in enumerate(INTENTS)}
     assert config["id2label"] == {str(id): intent for id, intent in enumerate(INTENTS)}
     assert config["architectures"] == ["Wav2Vec2ForSequenceClassification"]
+    card = ModelCard.load(best / "README.md").data
+    assert (card.base_model, card.datasets) == ("facebook/wav2vec2-base", ["PolyAI/minds14"])
     preprocessor = json.loads((best / "preprocessor_config.json").read_text())
     assert preprocessor["sampling_rate"] == 16_000
     assert preprocessor["return_attention_mask"] is False

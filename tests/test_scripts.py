@@ -58,8 +58,9 @@ def test_a_run_leaves_the_folder_that_is_promised(run: Path) -> None:
     saved = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert "step-00000040" in saved
     assert {path.name for path in (run / "best").iterdir()} == {
-        *("config.json", "model.safetensors", "preprocessor_config.json", "manifest.json"),
+        *("config.json", "model.safetensors", "preprocessor_config.json", "manifest.json", "README.md"),
     }
+    assert {"audit.json", "errors", "report.html"} <= {path.name for path in run.iterdir()}
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["split"] for line in predictions] == ["evaluation"] * 80 + ["test"] * 80
     assert all(sum(line["probabilities"]) == pytest.approx(1, abs=1e-4) for line in predictions)

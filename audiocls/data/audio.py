@@ -42,6 +42,8 @@ class Decoded:
 
     waveform: Waveform  # float32 [samples], at the rate asked for
     seconds: float  # length of the whole recording, heard or not
+    rate: int  # Hz, of the recording
+    channels: int
 
 
 def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = None) -> Decoded:
@@ -51,14 +53,14 @@ def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = No
     Raises BadAudio for what does not decode, holds no samples, or holds values that are not finite.
     """
     with open_audio(audio, sampling_rate) as file:
-        rate, total = file.samplerate, file.frames
+        rate, channels, total = file.samplerate, file.channels, file.frames
         wanted = None if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
         samples = np.concatenate([np.zeros(0, np.float32), *blocks(file, wanted)])
     if not len(samples):
         raise BadAudio("holds no audio")
     # A header may promise more or less than the file holds.
     seconds = (len(samples) if wanted is None else max(total, len(samples))) / rate
-    return Decoded(resample(samples, rate, sampling_rate)[:max_samples], seconds)
+    return Decoded(resample(samples, rate, sampling_rate)[:max_samples], seconds, rate, channels)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ complete or absent, also when two processes fill it at once.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -24,10 +25,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import BadAudio, Decoded, UnreadableAudio, Waveform, decode
+from audiocls.data.audio import BadAudio, UnreadableAudio, Waveform, decode
+from audiocls.data.measure import Measured, measure
 from audiocls.data.sources import Clip
 
-FORMAT = 1  # raised when what is stored changes its meaning
+FORMAT = 2  # raised when what is stored changes its meaning
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
 CHUNK = 32  # clips decoded before the next write: bounds the memory
 
@@ -72,6 +74,7 @@ class Waveforms:
     num_samples: np.ndarray  # int64 [clips], samples kept of each; 0 for one that cannot be used
     seconds: np.ndarray  # float64 [clips], length of each whole recording, heard or not
     errors: dict[int, str]  # clip -> why it cannot be used
+    measured: list[Measured | None]  # for the audit; None for one that cannot be used
     cache: FlatFile | None  # None where it could not be written: clips are then decoded when asked for
 
     def __getitem__(self, index: int) -> Waveform:
@@ -91,6 +94,7 @@ def decode_all(
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
     errors = {}
+    measured: list[Measured | None] = [None] * len(clips)
     may_recover = False
     results = decoded(clips, sampling_rate, max_samples)
     with CacheWriter(folder) as cache:
@@ -100,16 +104,16 @@ def decode_all(
                 errors[index] = str(result)
                 may_recover |= isinstance(result, UnreadableAudio)
             else:
-                num_samples[index] = len(result.waveform)
-                seconds[index] = result.seconds
-                cache.write(result.waveform)
+                waveform, seconds[index], measured[index] = result
+                num_samples[index] = len(waveform)
+                cache.write(waveform)
         if not may_recover:
-            cache.publish(
-                {"num_samples": num_samples.tolist(), "seconds": seconds.tolist(), "errors": errors}
-            )
+            measures = [one and dataclasses.astuple(one) for one in measured]
+            lengths = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist()}
+            cache.publish({**lengths, "errors": errors, "measured": measures})
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, cache=None)
+    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, cache=None)
 
 
 def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> str:
@@ -126,10 +130,10 @@ def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples:
     if len(num_samples) != len(clips) or file.stat().st_size != 4 * num_samples.sum():
         raise ValueError("damaged")
     errors = {int(key): error for key, error in index["errors"].items()}
+    measured = [one and Measured(*one) for one in index["measured"]]
     cache = FlatFile(file, num_samples, np.float32)
-    return Waveforms(
-        clips, sampling_rate, max_samples, num_samples, np.array(index["seconds"]), errors, cache
-    )
+    seconds = np.array(index["seconds"])
+    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, cache)
 
 
 class CacheWriter:
@@ -181,14 +185,21 @@ class CacheWriter:
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
-def decoded(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Iterator[Decoded | BadAudio]:
-    """For each clip in order what was decoded, or why it was not; threads do the work."""
+def decoded(
+    clips: list[Clip], sampling_rate: int, max_samples: int | None
+) -> Iterator[tuple[Waveform, float, Measured] | BadAudio]:
+    """For each clip in order its waveform, whole length in seconds and measures, or why there are none.
 
-    def one(clip: Clip) -> Decoded | BadAudio:
+    Threads do the work.
+    """
+
+    def one(clip: Clip) -> tuple[Waveform, float, Measured] | BadAudio:
         try:
-            return decode(clip.audio.read(), sampling_rate, max_samples)
+            heard = decode(clip.audio.read(), sampling_rate, max_samples)
         except BadAudio as error:
             return error
+        measured = measure(heard.waveform, sampling_rate, heard.rate, heard.channels)
+        return heard.waveform, heard.seconds, measured
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.

@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
 from audiocls.errors import one_line
 from audiocls.reporting.profiling import BESIDE_STEPS, Phases, StepFacts, StepProfiler, shares
 from audiocls.storage import failing_as
+
+if TYPE_CHECKING:
+    from audiocls.reporting.trackers import Trackers
 
 # What the terminal calls the longest keys of metrics.jsonl.
 SHORT = {
@@ -58,15 +61,17 @@ class Window:
 
 
 class RunLog:
-    """metrics.jsonl, the lines on the terminal, the bar, and where the time goes."""
+    """metrics.jsonl, the lines on the terminal, the bar, the trackers, and where the time goes."""
 
     def __init__(
         self,
         run_folder: Path,
         profiler: StepProfiler | None = None,
         alarm: Alarm | None = None,
+        trackers: "Trackers | None" = None,
     ) -> None:
         self.path = run_folder / "metrics.jsonl"
+        self.trackers = trackers
         self.bar: tqdm | None = None
         self.phase = profiler.phase if profiler else Phases()
         self.profiler = profiler
@@ -79,6 +84,8 @@ class RunLog:
         with failing_as(self.path), self.path.open("ab") as file:
             file.truncate(log_bytes)
         self.total_steps = total_steps
+        if self.trackers:
+            self.trackers.start(step)
         self.bar = tqdm(
             total=total_steps, initial=step, desc="training", unit="step", disable=not sys.stderr.isatty()
         )
@@ -145,6 +152,8 @@ class RunLog:
             file.flush()
             os.fsync(file.fileno())
             length = file.tell()
+        if self.trackers:
+            self.trackers.record(kind, values)
         shown = [f"{SHORT.get(key, key)} {readable(values[key])}" for key in values if key != "is_best"]
         say("  ".join([f"{kind:5}", *shown, note]).rstrip())
         return length
@@ -155,6 +164,8 @@ class RunLog:
     def __exit__(self, *error: object) -> None:
         if self.bar is not None:
             self.bar.close()
+        if self.trackers:
+            self.trackers.close()
         if self.profiler is not None:
             self.show(self.profiler.finish())
             self.take_seconds()

@@ -1,5 +1,6 @@
 """The short blocks of text before the first step and after the last."""
 
+import dataclasses
 import shlex
 import sys
 from collections import Counter
@@ -11,11 +12,13 @@ from audiocls.config import TrainConfig
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
+from audiocls.hub import files_to_push, push
 from audiocls.model.backbone import LoadedModel
 from audiocls.reporting.chance import ChanceAlarm
 from audiocls.reporting.flops import training_flops
 from audiocls.reporting.profiling import StepProfiler
-from audiocls.reporting.run_log import say
+from audiocls.reporting.run_log import RunLog, say
+from audiocls.reporting.trackers import Trackers
 from audiocls.training.checkpoint import TrainState
 from audiocls.training.evaluation import Evaluation
 
@@ -45,17 +48,15 @@ def say_start(
     say(f"writing to {run_folder}/")
 
 
-def alarm_of(config: TrainConfig, data: RunData) -> ChanceAlarm:
+def open_log(
+    config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
+) -> RunLog:
+    """The run's log, with what `--profile` and `--log-to` ask for."""
     sizes = Counter(data.evaluation.labels.tolist())
-    return ChanceAlarm(config, len(data.labels), max(sizes.values()) / len(data.evaluation))
-
-
-def profiler_of(
-    config: TrainConfig, loaded: LoadedModel, device: torch.device, run_folder: Path
-) -> StepProfiler | None:
-    """What `--profile` asks for."""
+    alarm = ChanceAlarm(config, len(data.labels), max(sizes.values()) / len(data.evaluation))
+    trackers = Trackers(config.trackers, run_folder, dataclasses.asdict(config))
     if not config.profile:
-        return None
+        return RunLog(run_folder, None, alarm, trackers)
     backbone = loaded.backbone
 
     def flops_of(seconds: float) -> float:
@@ -67,7 +68,17 @@ def profiler_of(
         )
 
     precision = pick_precision(config.precision, device)
-    return StepProfiler(run_folder / "profile", device, precision, flops_of)
+    profiler = StepProfiler(run_folder / "profile", device, precision, flops_of)
+    return RunLog(run_folder, profiler, alarm, trackers)
+
+
+def say_push(best: Path, name: str, *, dry_run: bool) -> None:
+    """Upload the best model, or with `dry_run` say what would be. Raises InputOutputFailed."""
+    if dry_run:
+        for file in files_to_push(best):
+            say(f"would upload to {name}: {file.name}, {file.stat().st_size:,} bytes")
+        return
+    say(f"uploaded to {push(best, name)}")
 
 
 def class_sizes(clips: ClipDataset, labels: list[str]) -> str:

@@ -24,8 +24,8 @@ from audiocls.storage import failing_as, write_json
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
-    "cache_dir device epochs log_every max_bad_clips max_steps num_workers output_dir overwrite profile "
-    "resume save_total_limit".split()
+    "audit cache_dir device epochs log_every log_to max_bad_clips max_steps num_workers output_dir overwrite "
+    "profile push_dry_run push_to_hub resume save_total_limit".split()
 )
 _locks: list[int] = []  # descriptors that stay open as long as the process
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
@@ -100,10 +100,10 @@ def holds_run(folder: Path) -> bool:
 def remove_run(folder: Path) -> None:
     """Remove what a run wrote, and nothing that somebody put beside it."""
     with failing_as(folder):
-        for name in ("checkpoints", "best", "profile"):
+        for name in ("checkpoints", "best", "errors", "profile", "tensorboard", "wandb"):
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
-        for name in ("run.json", "metrics.jsonl", "predictions.jsonl"):
+        for name in ("run.json", "metrics.jsonl", "predictions.jsonl", "audit.json", "report.html"):
             (folder / name).unlink(missing_ok=True)
 
 

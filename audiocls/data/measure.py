@@ -1,0 +1,40 @@
+"""What the data audit asks of a clip, measured while it is decoded anyway."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from audiocls.data.audio import Waveform
+
+SILENCE_DBFS = -60.0  # a stretch is silent below this root mean square, of full scale
+STRETCH_SECONDS = 0.02
+FULL_SCALE = 0.999
+CLIPPED_SAMPLES = 3  # in a row at full scale: a peak that was merely made as loud as can be has fewer
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One clip as far as it is heard, at the model's rate; rate and channels are the recording's own."""
+
+    rate: int  # Hz
+    channels: int
+    silent_share: float  # of its stretches of 20 ms
+    is_clipped: bool
+    digest: str  # of the samples: equal for equal sound, whatever the format
+
+
+def measure(waveform: Waveform, sampling_rate: int, rate: int, channels: int) -> Measured:
+    """The measures of `waveform`, float32 [samples] of at least one sample, at `sampling_rate`."""
+    starts = np.arange(0, len(waveform), round(STRETCH_SECONDS * sampling_rate))
+    lengths = np.diff(starts, append=len(waveform))
+    power = np.add.reduceat(np.square(waveform, dtype=np.float64), starts) / lengths
+    loud = np.abs(waveform) >= FULL_SCALE
+    in_a_row = np.convolve(loud, np.ones(CLIPPED_SAMPLES, int)) if loud.any() else loud
+    return Measured(
+        rate,
+        channels,
+        silent_share=float(np.mean(power < 10 ** (SILENCE_DBFS / 10))),
+        is_clipped=bool(in_a_row.max() >= CLIPPED_SAMPLES),
+        digest=hashlib.sha256(waveform.tobytes()).hexdigest()[:32],
+    )

@@ -1,0 +1,69 @@
+"""The audit in words: a summary at each start, and everything it found for `--audit`."""
+
+from collections.abc import Iterable
+from typing import Any
+
+FINDINGS = {
+    "left_out": "left out",
+    "silent": "silent in what is heard",
+    "mostly_silent": "mostly silent",
+    "clipped": "clipped",
+}
+
+
+def summary_lines(audit: dict[str, Any]) -> list[str]:
+    """Two lines: how much audio of which kind, and what is odd about it."""
+    seconds = audit["seconds"]
+    found = [f"{audit[key]['count']} {words}" for key, words in FINDINGS.items() if audit[key]["count"]]
+    found += [copies_text(audit["copies"])] if audit["copies"]["count"] else []
+    return [
+        f"audio: {hours(seconds['total'])}, {seconds['heard'] / seconds['total']:.0%} of it heard; "
+        f"{seconds['shortest']:.2f} to {seconds['longest']:.2f} s a clip, median {seconds['median']:.2f} s; "
+        f"{rates(audit['rates'])}; {channels(audit['channels'])}",
+        "audit: " + ("; ".join(found) or "nothing left out, silent, clipped or copied"),
+    ]
+
+
+def full_lines(audit: dict[str, Any]) -> list[str]:
+    """Everything the audit found, its clips by name."""
+    sizes = audit["classes"]["train"]
+    largest, smallest = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
+    parts = ", ".join(f"{name} {part['clips']} clips" for name, part in audit["parts"].items())
+    lines = [
+        f"data: {audit['dataset']}: {parts}",
+        f"classes: {len(sizes)}, the largest {largest!r} with {sizes[largest]} clips to train on, the "
+        f"smallest {smallest!r} with {sizes[smallest]}; always guessing the largest is right in "
+        f"{audit['largest_class_share']:.1%}",
+        summary_lines(audit)[0],
+    ]
+    for key, words in FINDINGS.items():
+        lines += [f"{audit[key]['count']} {words}", *listed(audit[key])]
+    twins = audit["copies"]
+    groups = {"count": twins["count"], "names": [" = ".join(group) for group in twins["groups"]]}
+    return [*lines, copies_text(twins), *listed(groups)]
+
+
+def listed(found: dict[str, Any]) -> list[str]:
+    more = found["count"] - len(found["names"])
+    return [f"  {name}" for name in found["names"]] + ([f"  and {more} more"] if more > 0 else [])
+
+
+def copies_text(twins: dict[str, Any]) -> str:
+    return f"{twins['count']} copies of another clip ({copies_where(twins)})"
+
+
+def copies_where(twins: dict[str, Any]) -> str:
+    across = [f"{count} in the {part} set of clips trained on" for part, count in twins["across"].items()]
+    return ", ".join([*across, f"{twins['contradicting']} under two labels"])
+
+
+def rates(values: Iterable[Any]) -> str:
+    return ", ".join(f"{int(rate) / 1000:g} kHz" for rate in values)
+
+
+def channels(values: Iterable[Any]) -> str:
+    return ", ".join({"1": "mono", "2": "stereo"}.get(str(n), f"{n} channels") for n in values)
+
+
+def hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,187 @@
+"""What a run folder says of its run, read without torch or a model: for the report and the model card."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import soundfile
+
+from audiocls.config import TrainConfig
+from audiocls.errors import InputOutputFailed
+from audiocls.storage import damage, manifest_of
+from audiocls.training.metrics import (
+    Calibration,
+    ClassScores,
+    accuracy,
+    calibration,
+    confusion_matrix,
+    macro_f1,
+    per_class,
+    wilson_interval,
+)
+
+RUN_KEYS = (
+    "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
+)
+MOST_ERRORS, MOST_SECONDS = 24, 15  # kept as sound
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The clips of the test set where there is one, else of the evaluation, as the best model judged them."""
+
+    split: str  # "test" or "evaluation"
+    names: list[str]  # of the labels
+    paths: list[str]
+    labels: np.ndarray  # int64 [clips]
+    probabilities: np.ndarray  # float64 [clips, labels]
+
+    @property
+    def predicted(self) -> np.ndarray:
+        return self.probabilities.argmax(axis=1)
+
+    def worst(self, most: int) -> list[int]:
+        """The clips that were taken for something else, those first whose own label got least."""
+        own = self.probabilities[np.arange(len(self.labels)), self.labels]
+        wrong = np.flatnonzero(self.predicted != self.labels)
+        return wrong[np.argsort(own[wrong], kind="stable")][:most].tolist()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the predictions are worth."""
+
+    accuracy: float
+    interval: tuple[float, float]  # of the accuracy, 95%
+    macro_f1: float
+    confusion: np.ndarray  # int64 [labels, labels], row = true
+    classes: ClassScores
+    calibration: Calibration
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> "Scores":
+        confusion = confusion_matrix(predictions.labels, predictions.predicted, len(predictions.names))
+        return cls(
+            accuracy(confusion),
+            wilson_interval(int(np.trace(confusion)), int(confusion.sum())),
+            macro_f1(confusion),
+            confusion,
+            per_class(confusion),
+            calibration(predictions.probabilities, predictions.labels),
+        )
+
+    def most_confused(self, most: int) -> list[tuple[int, int, int]]:
+        """(true label, taken for, clips), the most frequent first."""
+        errors = self.confusion - np.diag(np.diag(self.confusion))
+        cells = np.argsort(-errors, axis=None, kind="stable")[:most]
+        pairs = [(*map(int, np.unravel_index(cell, errors.shape)), int(errors.flat[cell])) for cell in cells]
+        return [(true, taken, count) for true, taken, count in pairs if count]
+
+
+@dataclass(frozen=True)
+class RunResults:
+    """run.json, metrics.jsonl, predictions.jsonl and audit.json; what a run did not come to is empty."""
+
+    folder: Path
+    run: dict[str, Any]
+    records: list[Any]  # of metrics.jsonl, a dict each
+    predictions: Predictions | None
+    scores: Scores | None
+    audit: dict[str, Any] | None
+
+    def of_kind(self, kind: str) -> list[Any]:
+        return [record for record in self.records if record["kind"] == kind]
+
+    def last(self, kind: str) -> dict[str, Any]:
+        """The last record of a kind; empty where there is none."""
+        return next(reversed(self.of_kind(kind)), {})
+
+    def series(self, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values, float64; NaN where the value was not finite."""
+        points = [(record["step"], record.get(value)) for record in self.of_kind(kind)]
+        steps = np.array([step for step, _ in points], float)
+        return steps, np.array([math.nan if number is None else number for _, number in points], float)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.run["config"]
+
+    @property
+    def best_step(self) -> int | None:
+        best = [record["step"] for record in self.of_kind("eval") if record.get("is_best")]
+        return best[-1] if best else None
+
+
+def read_run(folder: Path) -> RunResults:
+    """Everything a run folder says. Raises InputOutputFailed where it is not a run's, or damaged."""
+    path = folder / "run.json"
+    try:
+        run = json.loads(path.read_text(encoding="utf-8"))
+        run = {key: run[key] for key in RUN_KEYS}
+        run["config"] = dataclasses.asdict(TrainConfig()) | run["config"]  # an older run may lack some
+        names = sorted(run["label2id"], key=run["label2id"].__getitem__)
+        path = folder / "metrics.jsonl"
+        records = list(read_lines(path))
+        path = folder / "predictions.jsonl"
+        predictions = read_predictions(path, names)
+        path = folder / "audit.json"
+        audit = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputOutputFailed(f"{path} cannot be read: {error}. Is {folder} a run's folder?") from None
+    scores = Scores.of(predictions) if predictions else None
+    return RunResults(folder, run, records, predictions, scores, audit)
+
+
+def read_lines(path: Path) -> Iterator[Any]:
+    """The objects of a .jsonl file; none where there is no such file."""
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            yield from map(json.loads, file)
+
+
+def read_predictions(path: Path, names: list[str]) -> Predictions | None:
+    """Those of predictions.jsonl that count; None where there are none."""
+    number = {name: id for id, name in enumerate(names)}
+    parts: dict[str, list[tuple[str, int, np.ndarray]]] = {"evaluation": [], "test": []}
+    for line in read_lines(path):
+        parts[line["split"]].append((line["path"], number[line["label"]], np.array(line["probabilities"])))
+    split = "test" if parts["test"] else "evaluation"
+    if not parts[split]:
+        return None
+    paths, labels, rows = zip(*parts[split], strict=True)
+    # A model whose numbers broke on some clip has no confidence in it.
+    probabilities = np.nan_to_num(np.stack(rows).reshape(len(rows), len(names)))
+    return Predictions(split, names, list(paths), np.array(labels), probabilities)
+
+
+class Sound(NamedTuple):
+    """What the model heard of one clip."""
+
+    flac: bytes
+    waveform: np.ndarray  # float32 [samples]
+    sampling_rate: int
+
+
+def read_worst_errors(run_folder: Path) -> dict[int, Sound]:
+    """Place (1 is the worst) -> its sound; none unless they are whole, and of these predictions."""
+    folder = run_folder / "errors"
+    if damage(folder) or manifest_of(folder).get("predictions") != predictions_digest(run_folder):
+        return {}
+    try:
+        return {
+            int(file.stem): Sound(file.read_bytes(), *soundfile.read(file, dtype="float32"))
+            for file in sorted(folder.glob("[0-9][0-9].flac"))
+        }
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise InputOutputFailed(f"{folder} cannot be read: {error}.") from None
+
+
+def predictions_digest(run_folder: Path) -> str:
+    """Names the predictions that the sounds belong to."""
+    return hashlib.sha256((run_folder / "predictions.jsonl").read_bytes()).hexdigest()

@@ -1,0 +1,121 @@
+"""The data audit: flaws that were planted are found, those that were not are not."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import SAMPLING_RATE
+from data_helpers import config_for, noise, run_script, write_table
+
+from audiocls.data.measure import measure
+from audiocls.data.prepare import RunData, prepare_data
+from audiocls.reporting.audit import audit
+from audiocls.reporting.audit_text import full_lines, summary_lines
+from audiocls.reporting.pages import audit_page
+
+
+def test_silence_is_measured_in_stretches_of_20_ms() -> None:
+    loud, quiet = np.full(640, 0.01, np.float32), np.full(640, 0.0005, np.float32)  # -40 and -66 dBFS
+    waveform = np.concatenate([loud, quiet, quiet, quiet[:100]])  # 2, 2, 2 and an unfinished stretch
+    assert measure(waveform, SAMPLING_RATE, 8_000, 1).silent_share == 5 / 7
+    assert measure(quiet, SAMPLING_RATE, 8_000, 1).silent_share == 1
+
+
+@pytest.mark.parametrize(
+    ("peaks", "is_clipped"),
+    [([1, 1, 1], True), ([-1, -1, -1], True), ([1, 1], False), ([1, 1, 0.9, 1], False)],
+)
+def test_clipped_is_three_samples_in_a_row_at_full_scale(peaks: list[float], is_clipped: bool) -> None:
+    waveform = noise(800)[:, 0]
+    waveform[100 : 100 + len(peaks)] = peaks
+    assert measure(waveform, SAMPLING_RATE, 8_000, 1).is_clipped is is_clipped
+
+
+@pytest.fixture(scope="module")
+def flawed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of 12 sound clips and, one each, of everything the audit looks for."""
+    folder = tmp_path_factory.mktemp("flawed")
+    rows = []
+
+    def add(name: str, label: str, split: str, sound: np.ndarray | None, rate: int = 8_000) -> None:
+        if sound is None:
+            (folder / name).write_bytes(b"fLaC and nothing else")
+        else:
+            # As integers: libsndfile rounds floats otherwise for FLAC than for WAV.
+            soundfile.write(folder / name, (32_767 * sound).round().astype(np.int16), rate)
+        rows.append([name, label, split])
+
+    for index in range(12):
+        add(f"{index:02d}.wav", "ab"[index % 2], "train", noise(1600, seed=index))
+    add("echo.flac", "a", "validation", noise(1600, seed=0))  # 00.wav, in another format
+    add("liar.wav", "a", "train", noise(1600, seed=1))  # 01.wav, which is a b
+    add("own.wav", "b", "validation", noise(800, seed=90))
+    add("silent.wav", "b", "train", np.zeros(1600))
+    add("silent too.wav", "a", "validation", np.zeros(1600))
+    add("late.wav", "b", "train", np.concatenate([np.zeros(3000), noise(1000, seed=91)[:, 0]]))
+    add("clipped.wav", "a", "train", np.clip(100 * noise(1600, seed=92), -1, 1))
+    add("stereo.wav", "a", "train", noise(4410, channels=2, seed=93), 22_050)
+    add("broken.flac", "a", "train", None)
+    add("short.wav", "a", "train", noise(4, seed=94))
+    return write_table(folder / "clips.csv", ["path", "label", "split"], rows)
+
+
+def prepared(manifest: Path) -> RunData:
+    return prepare_data(config_for(manifest, max_seconds=0.4, max_bad_clips=0.5), SAMPLING_RATE, 40)
+
+
+def test_planted_flaws_are_found_and_nothing_else(flawed: Path) -> None:
+    found = audit("clips", prepared(flawed))
+
+    def names(key: str) -> list[str]:
+        assert found[key]["count"] == len(found[key]["names"])
+        return [Path(name).name for name in found[key]["names"]]
+
+    assert found["parts"]["train"]["clips"] == 17
+    assert found["parts"]["evaluation"]["clips"] == 3
+    assert names("silent") == ["silent.wav", "silent too.wav"]
+    assert names("mostly_silent") == ["late.wav"]
+    assert names("clipped") == ["clipped.wav"]
+    assert [name.split()[0] for name in names("left_out")] == ["broken.flac", "short.wav"]
+    assert found["rates"] == {"8000": 19, "22050": 1}
+    assert found["channels"] == {"1": 19, "2": 1}
+    assert found["copies"]["count"] == 2
+    assert found["copies"]["across"] == {"evaluation": 1}
+    assert found["copies"]["contradicting"] == 1
+    pairs = [[Path(name).name.split()[0] for name in group] for group in found["copies"]["groups"]]
+    assert pairs == [["01.wav", "liar.wav"], ["00.wav", "echo.flac"]]  # the contradiction first
+    assert found["classes"] == {"train": {"a": 9, "b": 8}, "evaluation": {"a": 2, "b": 1}}
+    assert found["largest_class_share"] == 9 / 17
+    # 0.2 s each but for own.wav, 0.1 s, and late.wav, of whose 0.5 s the first 0.4 are heard.
+    assert found["seconds"]["total"] == pytest.approx(18 * 0.2 + 0.1 + 0.5)
+    assert found["seconds"]["heard"] == pytest.approx(18 * 0.2 + 0.1 + 0.4)
+    assert sum(found["seconds"]["histogram"]["counts"]) == 20
+
+
+def test_the_audit_is_the_same_from_the_cache_and_survives_json(flawed: Path) -> None:
+    found = audit("clips", prepared(flawed))
+    assert audit("clips", prepared(flawed)) == found
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_text_and_page_say_what_was_found(flawed: Path) -> None:
+    found = audit("clips", prepared(flawed))
+    text, page = "\n".join(full_lines(found)), audit_page(found)
+    for name in ("broken.flac", "short.wav", "silent too.wav", "late.wav", "clipped.wav", "echo.flac"):
+        assert name in text
+        assert name in page
+    assert (
+        "2 left out; 2 silent in what is heard; 1 mostly silent; 1 clipped; 2 copies"
+        in summary_lines(found)[1]
+    )
+
+
+def test_audit_only_looks(flawed: Path, tmp_path: Path) -> None:
+    """More files than --max-bad-clips allows do not decode: to say so is what it is for."""
+    done = run_script("train.py", "--dataset", str(flawed), "--model", "tiny", "--audit", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "broken.flac does not decode" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("runs/audit-clips.html")
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["audit-clips.html"]

@@ -1,0 +1,337 @@
+"""report.html: right, whole, made from the run folder alone, and inert whatever a label or a path holds."""
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shutil
+import sys
+import unicodedata
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SAMPLING_RATE, Run
+from data_helpers import run_script
+from report_helpers import HOSTILE, write_run_folder
+from sklearn import metrics as sklearn_metrics
+
+from audiocls.config import TrainConfig
+from audiocls.data.prepare import RunData
+from audiocls.errors import InputOutputFailed
+from audiocls.model.backbone import LoadedModel
+from audiocls.reporting.audit import audit, keep_audit
+from audiocls.reporting.errors_heard import keep_worst_errors
+from audiocls.reporting.report import report
+from audiocls.reporting.results import read_run, read_worst_errors
+from audiocls.reporting.wrap_up import wrap_up
+from audiocls.storage import damage
+from audiocls.training.run_folder import remove_run, write_run
+
+MAY_STAND = set(
+    "html head meta title style body main header nav section footer div p h1 h2 h3 dl dt dd b i small a "
+    "table tr th td figure figcaption details summary ul li span code audio svg g path "
+    "defs use text clippath rect".split()
+)
+
+
+class Page(HTMLParser):
+    """The tags, attributes and text of a page; everything a browser would act on."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+    def attributes(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_no_label_and_no_path_can_act(run_data: Callable[..., RunData], tmp_path: Path) -> None:
+    paths = [HOSTILE[index % len(HOSTILE)] + str(index) for index in range(60)]
+    folder = write_run_folder(tmp_path / "run", list(HOSTILE), paths=paths)
+    run = json.loads((folder / "run.json").read_text())
+    run["config"]["dataset"] = run["evaluation_is"] = run["device"] = HOSTILE[0] + HOSTILE[-1]
+    run["hub_commits"] = {HOSTILE[1]: HOSTILE[4]}
+    (folder / "run.json").write_text(json.dumps(run))
+    found = audit(HOSTILE[0], run_data(24, 12, 12))
+    found |= {key: {"count": 9, "names": list(HOSTILE)} for key in ("left_out", "silent", "clipped")}
+    found["classes"] = {"train": dict.fromkeys(HOSTILE, 4)}
+    found["copies"] |= {"count": 2, "groups": [list(HOSTILE)]}
+    (folder / "audit.json").write_text(json.dumps(found))
+    html = report(folder)
+    page = Page(html)
+    assert {tag for tag, _ in page.tags} <= MAY_STAND
+    for _, attributes in page.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:audio/flac;base64,"))
+    html.encode()  # no lone surrogate
+    assert not [c for c in html if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n"]
+    assert "49{% raw %}" not in page.text
+    for visible in (HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[3], r"\x00\x07\x1b[31m", r"\u202ereversed"):
+        assert visible in page.text
+    assert "default-src 'none'" in str(page.attributes("meta"))
+
+
+def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
+    html = report(write_run_folder(tmp_path / "run", ["a", "b"]))
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", html)
+    assert not re.findall(r"url\((?!#)|@import|<script|<link|<iframe", html)
+
+
+@pytest.mark.parametrize("num_labels", [2, 10, 100])
+def test_scores_are_those_of_scikit_learn(num_labels: int, tmp_path: Path) -> None:
+    labels = [f"label {index}" for index in range(num_labels)]
+    folder = write_run_folder(tmp_path / "run", labels, num_clips=3 * num_labels + 40)
+    predictions = read_run(folder).predictions
+    assert predictions is not None
+    true, predicted = predictions.labels, predictions.predicted
+    page = Page(report(folder))
+    accuracy = sklearn_metrics.accuracy_score(true, predicted)
+    macro_f1 = sklearn_metrics.f1_score(true, predicted, average="macro", zero_division=0)
+    cells = " ".join(page.text.split())
+    assert f"accuracy {accuracy:.1%}" in cells
+    assert f"macro F1 {macro_f1:.3f}" in cells
+    columns = sklearn_metrics.precision_recall_fscore_support(
+        true, predicted, labels=range(num_labels), zero_division=0
+    )
+    for label, precision, recall, f1, support in zip(labels, *columns, strict=True):
+        assert f" {label} {precision:.3f} {recall:.3f} {support} {f1:.3f} " in cells
+    assert "loss 0.123" in cells  # the test record's
+    assert "best step 20" in cells
+    assert "1 h 2 min" in cells
+
+
+def test_every_confused_pair_is_drawn(tmp_path: Path) -> None:
+    """With 100 classes there is no room for numbers, but a square for each pair that occurs."""
+    folder = write_run_folder(tmp_path / "run", [f"label {index}" for index in range(100)], num_clips=300)
+    scores = read_run(folder).scores
+    assert scores is not None
+    matrix = re.search(r'<svg[^>]*aria-label="confusion matrix".*?</svg>', report(folder), re.DOTALL)
+    assert matrix is not None
+    pairs = int((scores.confusion > 0).sum())
+    assert len(re.findall(r"fill: var\(--(?:blue|orange)\)", matrix[0])) == pairs
+
+
+def test_most_confused_pairs_come_in_order(tmp_path: Path) -> None:
+    scores = read_run(write_run_folder(tmp_path / "run", list("abcd"), num_clips=200)).scores
+    assert scores is not None
+    pairs = scores.most_confused(5)
+    counts = [count for _, _, count in pairs]
+    assert counts == sorted(counts, reverse=True)
+    off_diagonal = scores.confusion[~np.eye(4, dtype=bool)]
+    assert counts == sorted(off_diagonal.tolist(), reverse=True)[:5]
+    assert all(scores.confusion[true, taken] == count and true != taken for true, taken, count in pairs)
+
+
+def test_a_gradient_norm_over_orders_of_magnitude_is_drawn_on_a_readable_log_scale(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"])
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    train = [record for record in records if record["kind"] == "train"]
+    for record, norm in zip(train, (0.2, 3.0, 200.0), strict=True):
+        record["grad_norm"] = norm
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    chart = re.search(r"<svg[^>]*Gradient norm over.*?</svg>", report(folder), re.DOTALL)
+    assert chart is not None
+    assert {">1<", ">10<", ">100<"} <= set(re.findall(r">[^<]+<", chart[0]))
+    assert "$" not in chart[0]
+
+
+def test_the_test_set_goes_before_the_evaluation(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"], split="evaluation")
+    assert "they flatter it" in report(folder)
+    predictions = (folder / "predictions.jsonl").read_text()
+    test = write_run_folder(tmp_path / "other", ["a", "b"], num_clips=7, seed=1)
+    (folder / "predictions.jsonl").write_text(predictions + (test / "predictions.jsonl").read_text())
+    assert "they flatter it" not in report(folder)
+    assert "on the test set, 7 clips" in " ".join(Page(report(folder)).text.split())
+
+
+def test_a_clip_whose_numbers_broke_counts_as_an_error(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"], num_clips=9)
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for line in lines:
+        line |= {"label": "b", "probabilities": [0.2, 0.8]}
+    lines[3]["probabilities"] = [float("nan")] * 2
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = read_run(folder).scores
+    assert scores is not None
+    assert scores.accuracy == 8 / 9
+    assert "Worst errors" in report(folder)
+
+
+def test_a_run_that_was_stopped_early_has_a_report_too(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"])
+    (folder / "predictions.jsonl").unlink()
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    for count in (4, 1, 0):
+        (folder / "metrics.jsonl").write_text("".join(lines[:count]))
+        assert "Settings" in report(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{}"),
+        ("run.json", '{"label2id": {"a": 0, "b": 1}, "config": {}}'),
+        ("run.json", "no json"),
+        ("metrics.jsonl", '{"kind": "train"'),
+        ("predictions.jsonl", '{"split": "test", "label": "nobody", "path": "x", "probabilities": [1, 0]}'),
+    ],
+)
+def test_a_damaged_folder_is_refused(name: str, content: str, tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"])
+    (folder / name).write_text(content)
+    with pytest.raises(InputOutputFailed, match=name):
+        report(folder)
+
+
+def test_the_report_needs_no_torch(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", ["a", "b"])
+    code = (
+        "import sys, runpy; sys.argv[1:] = [sys.argv[1]];"
+        "sys.modules['torch'] = sys.modules['transformers'] = None;"
+        "from audiocls.reporting.report import main; main()"
+    )
+    done = run_script("-c", code, str(folder))
+    assert done.returncode == 0, done.stderr
+    assert (folder / "report.html").read_text(encoding="utf-8") == report(folder)
+
+
+# A real run
+
+
+@pytest.fixture
+def finished(
+    train_in: Callable[..., Run], build_model: Callable[..., LoadedModel], run_data: Callable[..., RunData]
+) -> Callable[..., Path]:
+    """finished(folder, data) -> folder, of a whole run and all that is made of it afterwards."""
+
+    def make(folder: Path, data: RunData, **settings: Any) -> Path:
+        loaded = build_model()
+        folder.mkdir(exist_ok=True)
+        settings = {"epochs": 1, "batch_size": 4, "gradient_accumulation_steps": 1} | settings
+        config = TrainConfig(dataset="some/clips", device="cpu", **settings)
+        write_run(folder, config, data, loaded.backbone, torch.device("cpu"))
+        keep_audit(folder, config.dataset, data)
+        train_in(folder, loaded, data, with_finish=True, **settings)
+        wrap_up(folder, data, None)
+        return folder
+
+    return make
+
+
+def test_the_report_is_rebuilt_from_the_folder_alone(
+    finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
+) -> None:
+    folder = finished(tmp_path / "run", run_data(24, 12, 12))
+    written = (folder / "report.html").read_text(encoding="utf-8")
+    moved = shutil.copytree(folder, tmp_path / "elsewhere" / "run", ignore=lambda *_: ["checkpoints", "best"])
+    done = run_script("-m", "audiocls.reporting.report", str(moved))
+    assert done.returncode == 0, done.stderr
+    assert (moved / "report.html").read_text(encoding="utf-8") == written
+
+
+@pytest.mark.parametrize("num_test", [0, 12])
+def test_the_worst_errors_are_heard_as_the_model_heard_them(
+    num_test: int, finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
+) -> None:
+    data = run_data(24, 12, num_test)
+    folder = finished(tmp_path / "run", data)
+    predictions = read_run(folder).predictions
+    assert predictions is not None
+    worst = predictions.worst(24)
+    own = [predictions.probabilities[index, predictions.labels[index]] for index in worst]
+    assert own == sorted(own)
+    assert len(worst) == (predictions.predicted != predictions.labels).sum() > 0
+    assert damage(folder / "errors") is None
+    players = Page((folder / "report.html").read_text(encoding="utf-8")).attributes("audio")
+    assert len(players) == len(worst)
+    clips = data.test if num_test else data.evaluation
+    assert clips is not None
+    for player, index in zip(players, worst, strict=True):
+        flac = base64.b64decode(str(player["src"]).removeprefix("data:audio/flac;base64,"))
+        sound, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
+        assert rate == SAMPLING_RATE
+        # 1e-4: FLAC holds 16 bits.
+        np.testing.assert_allclose(sound, clips[index][0], atol=1e-4)
+
+
+def test_errors_are_few_and_short(run_data: Callable[..., RunData], tmp_path: Path) -> None:
+    data = run_data(24, 60, samples=(800, 1600))
+    rows = [data.evaluation.waveforms.clips[row] for row in data.evaluation.rows]
+    folder = write_run_folder(tmp_path / "run", data.labels, num_clips=60, split="evaluation", seed=3)
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    for line, clip in zip(lines, rows, strict=True):  # always wrong
+        at = data.labels.index(clip.label)
+        line |= {"label": clip.label, "probabilities": np.roll([0.1, 0.9, 0.0], at).tolist()}
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    long = dataclasses.replace(data.train.waveforms, cache=[np.zeros(20 * SAMPLING_RATE, np.float32)] * 1000)
+    heard = dataclasses.replace(data, evaluation=dataclasses.replace(data.evaluation, waveforms=long))
+    keep_worst_errors(folder, heard)
+    kept = read_worst_errors(folder)
+    assert sorted(kept) == list(range(1, 25))
+    assert {len(sound.waveform) for sound in kept.values()} == {15 * SAMPLING_RATE}
+    # Other predictions than those it was kept for: none of it is shown.
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    assert read_worst_errors(folder) == {}
+    assert "<audio" not in report(folder)
+
+
+def test_a_resumed_run_keeps_and_an_overwritten_one_removes_it_all(
+    finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
+) -> None:
+    data = run_data(24, 12, 12)
+    folder = finished(tmp_path / "run", data)
+    before = {path.name: path.read_bytes() for path in (folder / "errors").iterdir()}
+    card = (folder / "best" / "README.md").read_text(encoding="utf-8")
+    finished(folder, data, resume=True)
+    assert {path.name: path.read_bytes() for path in (folder / "errors").iterdir()} == before
+    assert (folder / "best" / "README.md").read_text(encoding="utf-8") == card
+    assert damage(folder / "best") is None
+    remove_run(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_what_cannot_be_made_is_a_note_and_the_run_goes_on(
+    finished: Callable[..., Path],
+    run_data: Callable[..., RunData],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "audiocls.reporting.report", None)
+    folder = finished(tmp_path / "run", run_data(24, 12, 12))
+    assert not (folder / "report.html").exists()
+    assert capsys.readouterr().out.count("note: report.html could not be made") == 1
+
+
+def test_features_lead_to_the_waveforms(run_data: Callable[..., RunData]) -> None:
+    """With --cache-features a run holds clips as the encoder heard them."""
+
+    @dataclasses.dataclass
+    class Features:
+        waveforms: Any
+        clips: list
+
+    data = run_data(24, 12, 12)
+    behind = Features(data.train.waveforms, data.train.waveforms.clips)
+    parts = {
+        name: dataclasses.replace(getattr(data, name), waveforms=behind)
+        for name in ("train", "evaluation", "test")
+    }
+    assert audit("clips", dataclasses.replace(data, **parts)) == audit("clips", data)
