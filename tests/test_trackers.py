@@ -21,7 +21,9 @@ WINDOW = Window(loss_sum=6.0, clips=4, audio_seconds=2.0, seconds=1.0)
 def log_steps(folder: Path, name: str, first: int, last: int, *, log_bytes: int = 0) -> int:
     """A run's records of steps first to last, after those before; the length of metrics.jsonl at step 2."""
     at_step_2 = 0
-    with RunLog(folder, Trackers([name], folder, {"learning_rate": 1e-3, "dataset": "clips"})) as log:
+    with RunLog(
+        folder, trackers=Trackers([name], folder, {"learning_rate": 1e-3, "dataset": "clips"})
+    ) as log:
         log.start(4, first - 1, log_bytes)
         for step in range(first, last + 1):
             log.train(step, step / 2, WINDOW, learning_rate=step * 1e-3, grad_norm=2.0)
