@@ -16,7 +16,8 @@ from transformers import AutoModelForAudioClassification, pipeline
 from audiocls import Classifier
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.classifier import Prediction, model_folder
-from audiocls.inference.output import expand, results_file, write_predictions
+from audiocls.inference.inputs import expand
+from audiocls.inference.output import results_file, write_predictions
 from audiocls.model.backbone import Backbone, LoadedModel, save_model
 from audiocls.storage import complete_folder
 

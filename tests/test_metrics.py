@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from audiocls.training.metrics import accuracy, confusion_matrix, macro_f1
+from audiocls.metrics import accuracy, confusion_matrix, macro_f1
 
 
 @pytest.mark.parametrize("seed", range(40))
