@@ -49,7 +49,7 @@ DATA, MODEL, TRAINING, EVALUATION, MACHINE, RUN = (
 )
 WINDOWS, EXPORT = "long recordings", "export"
 AGGREGATES = ("mean", "max", "vote")
-EXPORT_SUFFIXES = {"onnx": "onnx", "torch": "pt2"}
+EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,8 +283,10 @@ class InferConfig:
             found.append("Give one of: files or folders (- for a list of them), --dataset, or --export.")
         if self.inputs.count("-") > 1:
             found.append("Standard input (-) can be read once.")
-        if self.export and self.output is None:
-            found.append(f"--export needs a file to write: --output model.{EXPORT_SUFFIXES[self.export]}.")
+        if self.export and not (self.output or "").endswith(EXPORT_SUFFIXES[self.export]):
+            found.append(
+                f"--export {self.export} needs a name: --output model{EXPORT_SUFFIXES[self.export]}."
+            )
         if self.hop is not None and self.window is None:
             found.append("--hop says how far apart windows are: add --window SECONDS.")
         return found + device_problems(self.device)

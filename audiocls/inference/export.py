@@ -187,7 +187,7 @@ def cannot_export(classifier: Classifier, format: str) -> Iterator[None]:
     except Exception as error:
         kind, other = classifier.model.config.model_type, "torch" if format == "onnx" else "onnx"
         raise UserError(
-            f"A {kind} has no {format} export that takes batches and clips of any size, try --export {other}: "
+            f"A {kind} has no {format} export that takes any batch and length, try --export {other}: "
             f"{first_line(error)}"
         ) from error
 
