@@ -153,9 +153,9 @@ class Classifier:
             limits = [limit for limit in (max_samples, longest) if limit is not None]
             return Hearing(rate, shortest, min(limits, default=None), sampling_rate)
         if not shortest <= round(window_seconds * rate) <= (longest or np.inf):
-            most = f" to {longest / rate:g}" if longest else " up"
+            most = f"to {longest / rate:g} s" if longest else "or more"
             raise UserError(
-                f"The window is {window_seconds:g} s: the model hears {shortest / rate:.3g}{most} s."
+                f"The window is {window_seconds:g} s: the model hears {shortest / rate:.3g} s {most}."
             )
         hop_seconds = window_seconds if hop_seconds is None else hop_seconds
         if round(hop_seconds * rate) < 1:
