@@ -38,7 +38,7 @@ def main() -> int:
         hop_seconds=config.hop,
         aggregate=config.aggregate,
     )
-    score = Score(classifier.labels) if config.dataset else None
+    score = Score(classifier) if config.dataset else None
     if score:
         predictions = score.watch(predictions)
     if sys.stderr.isatty() and (config.output or not sys.stdout.isatty()):

@@ -79,9 +79,9 @@ class Table:
         self.rows.writerow(cells + [""] * missing)
 
     def text(self, value: str | None) -> str:
-        value = value or ""
+        value = (value or "").replace("\r", "\\r")  # csv.writer leaves one unquoted, which ends the row
         # https://owasp.org/www-community/attacks/CSV_Injection
-        value = f"'{value}" if value.startswith(tuple("=+-@\t\r\n")) else value
+        value = f"'{value}" if value.startswith(tuple("=+-@\t\n")) else value
         return one_line(value) if self.is_terminal else value
 
 

@@ -10,8 +10,8 @@ from audiocls.config import GUIDE_CONFIGS, InferConfig
 from audiocls.data.cache import cache_folder
 from audiocls.data.prepare import MOST_NAMED, only_split, split_named
 from audiocls.data.sources import Clip, Columns, load_source
-from audiocls.errors import one_line
-from audiocls.inference.classifier import Prediction
+from audiocls.errors import UserError, one_line
+from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import accuracy, macro_f1
 
 
@@ -35,8 +35,10 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
 class Score:
     """Counts how clips were classified while their predictions pass."""
 
-    def __init__(self, labels: list[str]) -> None:
-        self.labels = labels
+    def __init__(self, classifier: Classifier) -> None:
+        if classifier.model.config.problem_type == "regression":
+            raise UserError("--dataset scores labels, and this model gives numbers: give its files instead.")
+        self.labels = labels = classifier.labels
         self.ids = {label: id for id, label in enumerate(labels)}
         self.confusion = np.zeros((len(labels), len(labels)), np.int64)
         self.unknown: list[Prediction] = []  # of clips whose label the model does not have
@@ -61,13 +63,13 @@ class Score:
         """What a person reads of it."""
         if self.unknown:
             counts = Counter(str(one.true_label) for one in self.unknown)
-            yield f"not scored, as the model has no such label: {len(self.unknown)} clips"
+            yield f"clips not scored, as the model has no such label: {len(self.unknown)}"
             yield "  labels: " + ", ".join(f"{label!r} ({count})" for label, count in counts.most_common())
             yield from (f"  {one.path}" for one in self.unknown[:MOST_NAMED])
             if len(self.unknown) > MOST_NAMED:
                 yield f"  and {len(self.unknown) - MOST_NAMED} more"
         if self.refused:
-            yield f"not scored, as they cannot be used: {self.refused} clips"
+            yield f"clips not scored, as they cannot be used: {self.refused}"
         total = self.confusion.sum()
         if total == 0:
             yield "no clip could be scored"
