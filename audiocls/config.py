@@ -240,9 +240,13 @@ class InferConfig:
     output: str | None = option(None, "write the results to this file; none: standard output")
 
     window: float | None = option(
-        None, "classify windows of this many seconds, and each file as a whole by them",
-        group=WINDOWS, above=0, maximum=600, metavar="SECONDS",
-    )  # fmt: skip
+        None,
+        "classify windows of this many seconds, and each file as a whole by them",
+        group=WINDOWS,
+        above=0,
+        maximum=600,
+        metavar="SECONDS",
+    )
     hop: float | None = option(
         None,
         "from one window's start to the next one's; none: --window",

@@ -173,6 +173,7 @@ def test_odd_waveforms_and_names_are_refused_with_a_reason(model: Path) -> None:
     assert "waveform.T" in refusal(torch.zeros(2, 8_000))  # as torchaudio loads it
     assert "0 Hz" in refusal(clip, sampling_rate=0)
     assert "NUL" in refusal("a\0b.wav")
+    assert "no file can have" in refusal("\ud800.wav")
     assert "does not decode" in refusal(b"no sound")
     assert "not finite" in refusal(np.append(clip, np.nan))
     assert "no audio" in refusal(clip[:0])

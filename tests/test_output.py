@@ -145,7 +145,7 @@ NOT_UNICODE = os.fsdecode(b"caf\xe9.wav")
 
 
 def test_json_holds_a_name_that_is_not_unicode_exactly_and_is_valid() -> None:
-    text = written([Prediction(NOT_UNICODE, [("up", 1.0)])], "jsonl")
+    text = written([Prediction(NOT_UNICODE, [(NOT_UNICODE, 1.0)], true_label=NOT_UNICODE)], "jsonl")
     line = json.loads(text)
     assert line["path"] == "caf\N{REPLACEMENT CHARACTER}.wav"
     assert base64.b64decode(line["path_base64"]) == b"caf\xe9.wav"

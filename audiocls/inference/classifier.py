@@ -141,9 +141,8 @@ class Classifier:
         hop_seconds: float | None,
     ) -> Hearing:
         """What the options of `stream` make of this model's hearing. Raises UserError."""
-        rate, shortest, longest = (
-            self.backbone.sampling_rate, self.backbone.min_samples, self.backbone.max_samples
-        )  # fmt: skip
+        rate, shortest = self.backbone.sampling_rate, self.backbone.min_samples
+        longest = self.backbone.max_samples
         max_samples = None if max_seconds is None else round(max_seconds * rate)
         if max_samples is not None and max_samples < 1:
             raise UserError("max_seconds must be above 0.")

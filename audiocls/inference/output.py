@@ -88,27 +88,24 @@ class Table:
 def as_json(prediction: Prediction) -> dict[str, Any]:
     """What is known, and nothing else.
 
-    A name that is not UTF-8 has a "path" to be read, its other bytes replaced, and all of them in
-    "path_base64": JSON has no other way to hold them that every reader takes.
+    Names that are not UTF-8 have their odd bytes replaced, as strict readers refuse half a surrogate pair; a
+    path's bytes are then all in "path_base64".
     """
     line: dict[str, Any] = {"path": prediction.path}
-    if prediction.path is not None and not is_unicode(prediction.path):
-        name = os.fsencode(prediction.path)
-        line = {"path": name.decode(errors="replace"), "path_base64": base64.b64encode(name).decode()}
-    about = ("start", "end", "true_label", "error", "num_windows")
-    line |= {name: value for name in about if (value := getattr(prediction, name)) is not None}
+    if prediction.path is not None and (path := unicode(prediction.path)) != prediction.path:
+        line = {"path": path, "path_base64": base64.b64encode(os.fsencode(prediction.path)).decode()}
+    for name in ("start", "end", "true_label", "error", "num_windows"):
+        if (value := getattr(prediction, name)) is not None:
+            line[name] = unicode(value) if isinstance(value, str) else value
     if prediction.error is None:
-        scores = [{"label": label, "score": score} for label, score in prediction.scores]
-        line |= {"label": prediction.label, "score": prediction.score, "scores": scores}
+        scores = [{"label": unicode(label), "score": score} for label, score in prediction.scores]
+        line |= scores[0] | {"scores": scores}
     return line
 
 
-def is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def unicode(text: str) -> str:
+    """`text` with what is no character replaced: Python's stand-ins for the bytes of odd names."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def as_text(prediction: Prediction) -> str:

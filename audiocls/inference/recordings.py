@@ -20,7 +20,7 @@ from audiocls.data.audio import (
     resample,
 )
 from audiocls.data.sources import Clip
-from audiocls.errors import UserError
+from audiocls.errors import UserError, one_line
 from audiocls.inference.windows import first, resampled, windows
 
 # A path, an encoded file's bytes, a waveform [samples] or [samples, channels], or a data set's clip.
@@ -76,6 +76,8 @@ def pieces_of(recording: Recording, hearing: Hearing) -> Iterator[Piece]:
                 yield Piece(last.path, last.true_label, window, *seconds)
     except BadAudio as error:
         last = replace(last, error=str(error))
+    except UnicodeEncodeError:
+        last = replace(last, path=one_line(str(last.path)), error="has a name that no file can have")
     yield last
 
 
