@@ -82,7 +82,7 @@ class Classifier:
         return [id2label[id] for id in range(len(id2label))]
 
     def __call__(self, inputs: Recording | Iterable[Recording], **options: Any) -> list[Prediction]:
-        """One Prediction for each input, in their order; the options are those of `stream`."""
+        """What `stream` yields, in a list: without windows one Prediction for each input, in their order."""
         return list(self.stream(inputs, **options))
 
     def stream(
