@@ -57,12 +57,13 @@ def windows(
     """
     length = round(window_seconds * sampling_rate)
     held, held_start = np.zeros(0, np.float32), 0
-    number = start = 0
+    number = start = last_end = 0
     for block in blocks:
         held = np.concatenate([held, block])
         end = held_start + len(held)
         while start + length <= end:
             yield start, held[start - held_start :][:length]
+            last_end = start + length
             number += 1
             start = round(number * hop_seconds * sampling_rate)
         # The next window's samples stay, and those of one that may have to be moved back.
@@ -73,12 +74,8 @@ def windows(
         raise BadAudio("holds no audio")
     if number == 0:
         yield 0, held
-    elif previous_end(number, hop_seconds, sampling_rate, length) < end and start < end:
+    elif last_end < end and start < end:
         yield end - length, held[-length:]
-
-
-def previous_end(number: int, hop_seconds: float, sampling_rate: int, length: int) -> int:
-    return round((number - 1) * hop_seconds * sampling_rate) + length
 
 
 class Together:
