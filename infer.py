@@ -1,9 +1,10 @@
-"""Classify audio files with a fine-tuned model: `python infer.py --help`."""
+"""Classify audio with a fine-tuned model, or export it: `python infer.py --help`."""
 
 import sys
+from collections.abc import Iterable
 
 from audiocls.config import parse_infer
-from audiocls.errors import INPUTS_REFUSED, OK, exit_code_of
+from audiocls.errors import INPUTS_REFUSED, OK, exit_code_of, one_line
 
 
 def main() -> int:
@@ -11,17 +12,50 @@ def main() -> int:
 
     # Only from here on anything heavy is imported.
     from audiocls.inference.classifier import Classifier
-    from audiocls.inference.output import expand, results_file, write_predictions
 
-    paths = expand(config.inputs)
+    if config.export and config.output:
+        from audiocls.inference.export import export
+
+        classifier = Classifier.from_pretrained(config.model, device="cpu")
+        print(export(classifier, config.export, config.output))
+        return OK
+
+    from audiocls.inference.inputs import expand
+    from audiocls.inference.output import results_file, with_progress, write_predictions
+
+    if config.dataset:
+        from audiocls.inference.scoring import Score, labelled_clips
+
+    inputs: Iterable = labelled_clips(config) if config.dataset else expand(config.inputs)
+    total = len(inputs) if isinstance(inputs, list) else None
     classifier = Classifier.from_pretrained(config.model, device=config.device, precision=config.precision)
     predictions = classifier.stream(
-        paths, top_k=config.top_k, batch_size=config.batch_size, max_seconds=config.max_seconds
+        inputs,
+        top_k=config.top_k,
+        batch_size=config.batch_size,
+        max_seconds=config.max_seconds,
+        window_seconds=config.window,
+        hop_seconds=config.hop,
+        aggregate=config.aggregate,
     )
+    score = Score(classifier) if config.dataset else None
+    if score:
+        predictions = score.watch(predictions)
+    if sys.stderr.isatty() and (config.output or not sys.stdout.isatty()):
+        predictions = with_progress(predictions, total)
     with results_file(config.output) as file:
-        refused = write_predictions(predictions, config.format, config.top_k, file)
+        refused = write_predictions(
+            predictions,
+            config.format,
+            config.top_k,
+            file,
+            windows=config.window is not None,
+            true_labels=config.dataset is not None,
+        )
+    for line in score.lines() if score else ():
+        print(one_line(line), file=sys.stderr)
     if refused:
-        print(f"{refused} of {len(paths)} inputs were refused", file=sys.stderr)
+        print(f"{refused}{f' of {total}' if total else ' of the'} inputs were refused", file=sys.stderr)
     return INPUTS_REFUSED if refused else OK
 
 

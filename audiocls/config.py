@@ -19,6 +19,7 @@ from audiocls.errors import InputOutputFailed, UserError
 
 GUIDE_DATASET = "PolyAI/minds14"
 TRACKERS = ("tensorboard", "wandb")
+GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
@@ -32,7 +33,7 @@ def option(
     maximum: float | None = None,
     above: float | None = None,
     metavar: str | None = None,
-    positional: str = "",  # "" for a flag, else argparse's nargs: "1" or "+"
+    positional: str = "",  # "" for a flag, else argparse's nargs: "1" or "*"
 ) -> Any:
     """A dataclass field that also knows how to be a flag."""
     metadata = {key: value for key, value in locals().items() if key != "default"}
@@ -47,6 +48,9 @@ DATA, MODEL, TRAINING, EVALUATION, MACHINE, RUN = (
     "machine",
     "run",
 )
+WINDOWS, EXPORT = "long recordings", "export"
+AGGREGATES = ("mean", "max", "vote")
+EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,9 @@ class TrainConfig:
         group=DATA,
     )
     dataset_config: str | None = option(
-        None, f"configuration of a Hub data set; for {GUIDE_DATASET}: en-US", group=DATA
+        None,
+        f"configuration of a Hub data set; for {GUIDE_DATASET}: {GUIDE_CONFIGS[GUIDE_DATASET]}",
+        group=DATA,
     )
     dataset_revision: str | None = option(None, "branch, tag or commit of a Hub data set", group=DATA)
     train_split: str = option("train", "split to train on", group=DATA)
@@ -246,14 +252,22 @@ class TrainConfig:
         return found + device_problems(self.device)
 
 
+def as_in_training(name: str, default: Any = None, help: str = "") -> Any:
+    """TrainConfig's option of that name, for InferConfig."""
+    metadata = TrainConfig.__dataclass_fields__[name].metadata
+    return dataclasses.field(default=default, metadata={**metadata, "help": help or metadata["help"]})
+
+
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
     """What `python infer.py` does."""
 
     model: str = option("", "run folder, saved model or Hub id", positional="1")
-    inputs: tuple[str, ...] = option((), "audio files, or folders of them", positional="+")
+    inputs: tuple[str, ...] = option(
+        (), "audio files, folders of them, or - for a list of paths on standard input", positional="*"
+    )
     top_k: int = option(5, "labels to print for each file", minimum=1)
-    batch_size: int = option(8, "files classified at once", minimum=1)
+    batch_size: int | None = option(None, "files classified at once; none: 1 on a CPU, else 8", minimum=1)
     max_seconds: float | None = option(
         None,
         "hear only the first seconds, as train.py does; none: all",
@@ -269,9 +283,60 @@ class InferConfig:
     format: str = option("text", "of the results", choices=("text", "jsonl", "csv"))
     output: str | None = option(None, "write the results to this file; none: standard output")
 
+    window: float | None = option(
+        None,
+        "classify windows of this many seconds, and each file as a whole by them",
+        group=WINDOWS,
+        above=0,
+        maximum=600,
+        metavar="SECONDS",
+    )
+    hop: float | None = option(
+        None,
+        "from one window's start to the next one's; none: --window",
+        group=WINDOWS,
+        minimum=0.01,
+        metavar="SECONDS",
+    )
+    aggregate: str = option(
+        "mean",
+        "a file's score of its windows' scores; vote: the part of the windows whose best label it is",
+        group=WINDOWS,
+        choices=AGGREGATES,
+    )
+
+    dataset: str | None = as_in_training("dataset")
+    dataset_config: str | None = as_in_training("dataset_config")
+    dataset_revision: str | None = as_in_training("dataset_revision")
+    eval_split: str | None = as_in_training(
+        "eval_split", help="split to classify and score; none: the only one, or else test"
+    )
+    audio_column: str | None = as_in_training("audio_column")
+    label_column: str | None = as_in_training("label_column")
+
+    export: str | None = option(
+        None,
+        "write the model to --output instead, for use without this package",
+        group=EXPORT,
+        choices=("onnx", "torch"),
+    )
+
     def problems(self) -> list[str]:
         """What does not fit together, a sentence each."""
         found = [f"There is no folder {self.model}."] if is_missing_path(self.model) else []
+        if self.dataset is not None and is_missing_path(self.dataset):
+            found.append(f"There is no file or folder {self.dataset}.")
+        given = [bool(self.inputs), self.dataset is not None, self.export is not None]
+        if sum(given) != 1:
+            found.append("Give one of: files or folders (- for a list of them), --dataset, or --export.")
+        if self.inputs.count("-") > 1:
+            found.append("Standard input (-) can be read once.")
+        if self.export and not (self.output or "").endswith(EXPORT_SUFFIXES[self.export]):
+            found.append(
+                f"--export {self.export} needs a name: --output model{EXPORT_SUFFIXES[self.export]}."
+            )
+        if self.hop is not None and self.window is None:
+            found.append("--hop says how far apart windows are: add --window SECONDS.")
         return found + device_problems(self.device)
 
 
@@ -347,7 +412,7 @@ def parse_train(argv: list[str]) -> TrainConfig:
 def parse_infer(argv: list[str]) -> InferConfig:
     """infer.py's flags. Raises UserError."""
     parser = make_parser(InferConfig, "infer.py", "Classify audio files with a fine-tuned model.")
-    return build(InferConfig, vars(parser.parse_args(argv)))
+    return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
 
 
 def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentParser:
@@ -413,7 +478,7 @@ def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
 def check(field: dataclasses.Field, value: Any) -> Any:
     """`value`, converted from text where it was typed. Raises ValueError saying what is allowed."""
     about, allowed = field.metadata, kinds(field)
-    if about["positional"] == "+":
+    if about["positional"] == "*":
         return tuple(value)
     if isinstance(value, str) and value.lower() == "none" and type(None) in allowed:
         value = None

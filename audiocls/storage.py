@@ -27,10 +27,21 @@ def complete_file(path: Path) -> Iterator[TextIO]:
             with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 yield file
             return
-        unfinished = path.with_name(f".{path.name}.unfinished")
+        with (
+            complete_path(path) as unfinished,
+            unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+        ):
+            yield file
+
+
+@contextlib.contextmanager
+def complete_path(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file at: it becomes `path` when the block ends well, or is gone."""
+    path = path.resolve()  # a link stays one
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    with failing_as(path):
         try:
-            with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
+            yield unfinished
             fsync(unfinished)
             unfinished.replace(path)
             fsync(path.parent)

@@ -1,9 +1,9 @@
-"""Classifier and infer.py's output: the pipeline's scores in any company; what is refused stops nothing."""
+"""Classifier: the pipeline's scores in any company; what is refused stops nothing."""
 
-import csv
-import io
-import json
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +15,10 @@ from transformers import AutoModelForAudioClassification, pipeline
 
 from audiocls import Classifier
 from audiocls.data.loader import Example
+from audiocls.data.sources import Clip, FileAudio
 from audiocls.errors import InputOutputFailed, UserError
-from audiocls.inference.classifier import Prediction, model_folder
-from audiocls.inference.output import expand, results_file, write_predictions
+from audiocls.inference.classifier import POOL_BATCHES, model_folder
+from audiocls.inference.recordings import as_float
 from audiocls.model.backbone import Backbone, LoadedModel, save_model
 from audiocls.storage import complete_folder
 
@@ -138,63 +139,6 @@ def test_a_backbone_without_a_head_is_no_classifier(tmp_path: Path) -> None:
         Classifier.from_pretrained(tmp_path)
 
 
-PREDICTIONS = [
-    Prediction("a b.wav", [("up", 0.75), ("down", 0.25)]),
-    Prediction("bad\n.wav", [], "does not decode: flac decoder lost sync"),
-]
-
-
-def test_jsonl_has_the_contract_s_fields() -> None:
-    file = io.StringIO()
-    assert write_predictions(PREDICTIONS, "jsonl", 2, file) == 1
-    good, bad = map(json.loads, file.getvalue().splitlines())
-    scores = [{"label": "up", "score": 0.75}, {"label": "down", "score": 0.25}]
-    assert good == {"path": "a b.wav", "label": "up", "score": 0.75, "scores": scores}
-    assert bad == {"path": "bad\n.wav", "error": "does not decode: flac decoder lost sync"}
-
-
-def test_csv_reads_back() -> None:
-    file = io.StringIO()
-    write_predictions(PREDICTIONS, "csv", 2, file)
-    good, bad = csv.DictReader(io.StringIO(file.getvalue()))
-    assert (good["path"], good["label"], float(good["score"]), good["label_2"]) == (
-        "a b.wav",
-        "up",
-        0.75,
-        "down",
-    )
-    assert bad["path"] == "bad\n.wav"
-    assert bad["error"].startswith("does not decode")
-
-
-def test_text_keeps_one_line_a_name() -> None:
-    file = io.StringIO()
-    write_predictions(PREDICTIONS, "text", 2, file)
-    assert file.getvalue().splitlines()[:3] == ["a b.wav", "  0.7500  up", "  0.2500  down"]
-    assert "refused" in file.getvalue().splitlines()[3]
-
-
-def test_folders_are_walked_in_order_without_hidden_and_other_files(tmp_path: Path) -> None:
-    for name in ("b/2.wav", "b/1.flac", "a.mp3", ".hidden.wav", ".git/3.wav", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "empty").mkdir()
-    expected = [str(tmp_path / name) for name in ("a.mp3", "b/1.flac", "b/2.wav")]
-    assert expand([str(tmp_path), "other.txt"]) == [*expected, "other.txt"]
-    with pytest.raises(UserError, match="no audio"):
-        expand([str(tmp_path / "empty")])
-
-
-def test_an_output_file_is_complete_or_absent(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), results_file(str(tmp_path / "out.csv")) as file:
-        file.write("half")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-    with results_file(str(tmp_path / "out.csv")) as file:
-        file.write("whole")
-    assert (tmp_path / "out.csv").read_text() == "whole"
-
-
 def test_one_recording_is_as_good_as_a_list_of_one(model: Path, files: list[Path]) -> None:
     classifier = Classifier.from_pretrained(model)
     samples, rate = soundfile.read(files[0], dtype="float32")
@@ -220,21 +164,67 @@ def test_an_unknown_device_or_precision_is_refused(model: Path, options: dict) -
 
 def test_odd_waveforms_and_names_are_refused_with_a_reason(model: Path) -> None:
     classifier = Classifier.from_pretrained(model)
-    sideways = np.zeros((2, 80_000), np.float32)
-    assert "channels" in str(classifier(sideways, sampling_rate=16_000)[0].error)
-    assert "0 Hz" in str(classifier(np.zeros(8_000), sampling_rate=0)[0].error)
-    assert "NUL" in str(classifier("a\0b.wav")[0].error)
+
+    def refusal(recording: Any, sampling_rate: int = 16_000) -> str:
+        (prediction,) = classifier([recording], sampling_rate=sampling_rate)
+        assert prediction.scores == []
+        return str(prediction.error)
+
+    clip = np.zeros(8_000, np.float32)
+    assert "waveform.T" in refusal(torch.zeros(2, 8_000))  # as torchaudio loads it
+    assert "0 Hz" in refusal(clip, sampling_rate=0)
+    assert "NUL" in refusal("a\0b.wav")
+    assert "no file can have" in refusal("\ud800.wav")
+    assert "does not decode" in refusal(b"no sound")
+    assert "not finite" in refusal(np.append(clip, np.nan))
+    assert "no audio" in refusal(clip[:0])
+    assert "shorter" in refusal(clip[:10])
+    assert "shape []" in refusal(np.zeros(()))
+    assert "shape [1, 8000, 1]" in refusal(clip[None, :, None])
+    assert "int64" in refusal(clip.astype(int))
+    for nothing in (0.5, None, {"array": clip}):
+        with pytest.raises(UserError, match="is no recording"):
+            classifier([nothing], sampling_rate=16_000)  # type: ignore[list-item]
 
 
-def test_a_name_that_is_not_unicode_reaches_every_format(model: Path, tmp_path: Path) -> None:
-    import os
+def test_waveforms_of_every_kind_score_as_the_file_they_came_from(model: Path, tmp_path: Path) -> None:
+    classifier = Classifier.from_pretrained(model)
+    soundfile.write(tmp_path / "a.wav", 0.1 * waveforms(8_000)[0], 16_000, subtype="PCM_16")
+    (expected,) = classifier([tmp_path / "a.wav"])
+    samples = {dtype: soundfile.read(tmp_path / "a.wav", dtype=dtype)[0] for dtype in ("int16", "int32")}
+    samples["float64"] = soundfile.read(tmp_path / "a.wav")[0]
+    kinds = [*samples.values(), torch.from_numpy(samples["float64"]).requires_grad_()]
+    for kind in [*kinds, (tmp_path / "a.wav").read_bytes()]:
+        (prediction,) = classifier(kind, sampling_rate=16_000)
+        assert dict(prediction.scores) == pytest.approx(dict(expected.scores), abs=1e-6)
+    loudness = as_float(samples["int16"])  # models that do not normalise hear it
+    np.testing.assert_array_equal(loudness, samples["float64"].astype(np.float32))
 
-    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.wav")
-    soundfile.write(tmp_path / "a.wav", waveforms(8_000)[0], 16_000)
-    (tmp_path / "a.wav").rename(path)
-    predictions = Classifier.from_pretrained(model)([path])
-    for format in ("text", "jsonl", "csv"):
-        with results_file(str(tmp_path / format)) as file:
-            assert write_predictions(predictions, format, 3, file) == 0
-    assert json.loads((tmp_path / "jsonl").read_text())["path"] == path
-    assert b"caf\xe9.wav" in (tmp_path / "csv").read_bytes()
+
+def test_scores_that_are_no_numbers_are_a_refusal(model: Path) -> None:
+    classifier = Classifier.from_pretrained(model)
+    classifier.model.classifier.bias.data[0] = float("nan")
+    predictions = classifier(waveforms(8_000), sampling_rate=16_000, window_seconds=0.2)
+    assert len(predictions) == 4
+    assert {prediction.error for prediction in predictions} == {"the model's scores are not finite"}
+
+
+def test_clips_of_a_data_set_keep_their_names_and_labels(model: Path, files: list[Path]) -> None:
+    clips = [Clip(f"data/{index}", FileAudio(path), "up") for index, path in enumerate(files)]
+    for clip, prediction in zip(clips, Classifier.from_pretrained(model)(clips), strict=True):
+        assert (prediction.path, prediction.true_label) == (clip.path, "up")
+
+
+def test_recordings_are_read_as_they_are_needed(model: Path, files: list[Path]) -> None:
+    taken = []
+
+    def endless() -> Iterator[Path]:
+        for path in itertools.cycle(files):
+            taken.append(path)
+            yield path
+
+    predictions = Classifier.from_pretrained(model, device="cpu").stream(endless())
+    assert next(predictions).path == str(files[0])
+    assert len(taken) == 1  # a batch on a CPU is one recording
+    next(Classifier.from_pretrained(model).stream(endless(), batch_size=2))
+    assert len(taken) == 1 + 2 * POOL_BATCHES

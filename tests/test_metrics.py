@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from audiocls.training.metrics import (
+from audiocls.metrics import (
     accuracy,
     calibration,
     confusion_matrix,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audiocls.config import GUIDE_DATASET, TrainConfig
+from audiocls.config import GUIDE_CONFIGS, TrainConfig
 from audiocls.data.audio import BadAudio, check_length
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.loader import ClipDataset
@@ -127,7 +127,7 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
 
     def load(name: str) -> Source:
         is_main = name == config.dataset
-        subset = (config.dataset_config if is_main else None) or ("en-US" if name == GUIDE_DATASET else None)
+        subset = (config.dataset_config if is_main else None) or GUIDE_CONFIGS.get(name)
         revision = config.dataset_revision if is_main else None
         return load_source(name, columns, config=subset, revision=revision, cache_dir=cache_dir)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiocls.data.audio import BadAudio, Waveform, check_format, check_length, decode, mono, resample
+from audiocls.config import AGGREGATES
+from audiocls.data.audio import Waveform
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.loader import Example
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
+from audiocls.inference.windows import Together
 from audiocls.model.backbone import LoadedModel, load_for_inference
 from audiocls.model.cpu import make_fast_on_cpu
 from audiocls.storage import MANIFEST, damage, finish_swap
 
-POOL_BATCHES = 16  # batches' worth of recordings held at once, so that those of one length can meet
-
-
-Recording = str | Path | np.ndarray | Tensor
+POOL_BATCHES = 16  # batches' worth of pieces held at once, so that those of one length can meet
+POOL_SAMPLES = 2**24  # and no more audio than this: a quarter of an hour, 64 MB
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a recording was taken for, or why it could not be used."""
+    """What a recording, or a window of it, was taken for; or why it could not be used."""
 
-    path: str | None  # as given; None for a waveform
+    path: str | None  # as given; None for a waveform or bytes
     scores: list[tuple[str, float]]  # (label, score), best first; empty where refused
     error: str | None = None
+    start: float | None = None  # of a window, in seconds; None: this is about the whole recording
+    end: float | None = None
+    num_windows: int | None = None  # whose scores were put together
+    true_label: str | None = None  # of a data set's clip
 
     @property
     def label(self) -> str | None:
@@ -82,7 +86,7 @@ class Classifier:
         return [id2label[id] for id in range(len(id2label))]
 
     def __call__(self, inputs: Recording | Iterable[Recording], **options: Any) -> list[Prediction]:
-        """One Prediction for each input, in their order; the options are those of `stream`."""
+        """What `stream` yields, in a list: without windows one Prediction for each input, in their order."""
         return list(self.stream(inputs, **options))
 
     def stream(
@@ -91,54 +95,93 @@ class Classifier:
         *,
         sampling_rate: int | None = None,
         top_k: int = 5,
-        batch_size: int = 8,
+        batch_size: int | None = None,
         max_seconds: float | None = None,
+        window_seconds: float | None = None,
+        hop_seconds: float | None = None,
+        aggregate: str = "mean",
     ) -> Iterator[Prediction]:
         """Predictions as they are made, in the inputs' order.
 
         Args:
-            inputs: paths of recordings, or waveforms, float [samples] or [samples, channels]; or only one.
+            inputs: recordings, or only one: each the path of a file, a file's bytes, or a waveform, [samples]
+                or [samples, channels], as NumPy array or tensor; float in [-1, 1], or int16 or int32.
             sampling_rate: of the waveforms, in Hz; files know their own.
             top_k: how many labels a Prediction holds, best first.
-            batch_size: recordings in a forward pass.
+            batch_size: recordings or windows in a forward pass; None: 1 on a CPU, where padding costs more
+                than batches save, else 8.
             max_seconds: hear only the beginning.
+            window_seconds: classify windows of this length, each as if it were given alone, then the
+                recording by them. Window k begins at k hops. One that the recording ends within is moved back
+                to end with it; a recording shorter than a window is one window.
+            hop_seconds: from one window's start to the next one's; None: window_seconds.
+            aggregate: how a recording's scores come of its windows': their `mean`, their `max`, or by `vote`,
+                the part of the windows whose best label it is.
 
-        A recording that cannot be used is a Prediction with an `error`. Raises UserError for a waveform
-        without `sampling_rate`.
+        Yields a Prediction a recording; with windows, first one a window, with `start` and `end` in seconds.
+        A recording that cannot be used is a Prediction with an `error`. Raises UserError for options that do
+        not fit the model, and for a waveform without `sampling_rate`.
         """
-        if top_k < 1 or batch_size < 1 or (max_seconds is not None and max_seconds <= 0):
-            raise UserError("top_k, batch_size and max_seconds must be above 0.")
-        rate = self.backbone.sampling_rate
-        max_samples = self.backbone.max_samples if max_seconds is None else round(max_seconds * rate)
-        remaining = iter([inputs] if isinstance(inputs, Recording) else inputs)
-        while pool := list(islice(remaining, POOL_BATCHES * batch_size)):
-            heard = [self.hear(recording, sampling_rate, max_samples) for recording in pool]
-            scores = self.scores([one for one in heard if isinstance(one, np.ndarray)], batch_size)
-            for recording, one in zip(pool, heard, strict=True):
-                path = str(recording) if isinstance(recording, str | Path) else None
-                if isinstance(one, str):
-                    yield Prediction(path, [], one)
-                else:
-                    yield Prediction(path, self.best(next(scores), top_k))
+        hearing = self.hearing(sampling_rate, max_seconds, window_seconds, hop_seconds)
+        batch_size = (1 if self.device.type == "cpu" else 8) if batch_size is None else batch_size
+        if top_k < 1 or batch_size < 1:
+            raise UserError("top_k and batch_size must be above 0.")
+        if aggregate not in AGGREGATES:
+            raise UserError(f"aggregate is {aggregate!r}: give one of {', '.join(AGGREGATES)}.")
+        recordings = [inputs] if isinstance(inputs, Recording) else inputs
+        pieces = (piece for recording in recordings for piece in pieces_of(recording, hearing))
+        together = Together(aggregate)
+        for pool in pools(pieces, 1 if batch_size == 1 else POOL_BATCHES * batch_size):
+            waveforms = [piece.waveform for piece in pool if piece.waveform is not None]
+            scored = self.scores(waveforms, batch_size)
+            for piece in pool:
+                yield self.prediction(piece, scored, together, top_k)
 
-    def hear(
-        self, recording: Recording, sampling_rate: int | None, max_samples: int | None
-    ) -> Waveform | str:
-        """The recording as the model takes it, or why it cannot."""
+    def hearing(
+        self,
+        sampling_rate: int | None,
+        max_seconds: float | None,
+        window_seconds: float | None,
+        hop_seconds: float | None,
+    ) -> Hearing:
+        """What the options of `stream` make of this model's hearing. Raises UserError."""
         rate, shortest = self.backbone.sampling_rate, self.backbone.min_samples
-        try:
-            if isinstance(recording, str | Path):
-                waveform = decode(Path(recording), rate, max_samples).waveform
-            else:
-                if sampling_rate is None:
-                    raise UserError("A waveform does not know its rate: give sampling_rate=, in Hz.")
-                samples = np.asarray(recording, np.float32)
-                check_format(sampling_rate, 1 if samples.ndim == 1 else samples.shape[1], rate)
-                waveform = resample(mono(samples), sampling_rate, rate)[:max_samples]
-            check_length(len(waveform), shortest, rate)
-        except BadAudio as error:
-            return str(error)
-        return waveform
+        longest = self.backbone.max_samples
+        max_samples = None if max_seconds is None else round(max_seconds * rate)
+        if max_samples is not None and max_samples < 1:
+            raise UserError("max_seconds must be above 0.")
+        if window_seconds is None:
+            if hop_seconds is not None:
+                raise UserError("A hop says how far apart windows are: give the window's seconds too.")
+            limits = [limit for limit in (max_samples, longest) if limit is not None]
+            return Hearing(rate, shortest, min(limits, default=None), sampling_rate)
+        if not shortest <= round(window_seconds * rate) <= (longest or np.inf):
+            most = f"to {longest / rate:g} s" if longest else "or more"
+            raise UserError(
+                f"The window is {window_seconds:g} s: the model hears {shortest / rate:.3g} s {most}."
+            )
+        hop_seconds = window_seconds if hop_seconds is None else hop_seconds
+        if round(hop_seconds * rate) < 1:
+            raise UserError(f"The hop is {hop_seconds:g} s: give a sample ({1 / rate:g} s) at least.")
+        return Hearing(rate, shortest, max_samples, sampling_rate, window_seconds, hop_seconds)
+
+    def prediction(
+        self, piece: Piece, scored: Iterator[Tensor], together: Together, top_k: int
+    ) -> Prediction:
+        """What comes of one piece, which takes the next of `scored` where it has a waveform."""
+        scores, error, num_windows = None, piece.error, None
+        if piece.waveform is not None:
+            scores = next(scored)
+        elif error is None:  # the end of a recording in windows
+            scores, num_windows = together.scores(), together.num_windows
+        if piece.start is None:
+            together.clear()
+        elif scores is not None:
+            together.add(scores)
+        if scores is not None and not scores.isfinite().all():
+            error = "the model's scores are not finite"
+        best = [] if scores is None or error is not None else self.best(scores, top_k)
+        return Prediction(piece.path, best, error, piece.start, piece.end, num_windows, piece.true_label)
 
     @torch.inference_mode()
     def scores(self, waveforms: list[Waveform], batch_size: int) -> Iterator[Tensor]:
@@ -167,6 +210,20 @@ class Classifier:
     def best(self, scores: Tensor, top_k: int) -> list[tuple[str, float]]:
         values, ids = scores.topk(min(top_k, len(scores)))
         return [(self.labels[id], value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)]
+
+
+def pools(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
+    """The pieces in lists of `most`, fewer where they are long."""
+    pool: list[Piece] = []
+    num_samples = 0
+    for piece in pieces:
+        pool.append(piece)
+        num_samples += 0 if piece.waveform is None else len(piece.waveform)
+        if len(pool) >= most or num_samples >= POOL_SAMPLES:
+            yield pool
+            pool, num_samples = [], 0
+    if pool:
+        yield pool
 
 
 def model_folder(name: str) -> str:

@@ -33,6 +33,8 @@ class Wav2Vec2(nn.Module):
     Its parameters have the names and shapes of transformers' model.
     """
 
+    main_input_name = "input_values"
+
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
@@ -44,7 +46,7 @@ class Wav2Vec2(nn.Module):
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Output:
         """float32 [batch, samples] and, where some are padding, int64 [batch, samples] -> logits."""
-        is_real = None if attention_mask is None else self.real_frames(attention_mask.sum(-1))
+        is_real = None if attention_mask is None else self.real_frames(attention_mask)
         layers = self.wav2vec2(input_values, is_real)
         hidden_states = layers[-1]
         if self.config.use_weighted_layer_sum:
@@ -58,12 +60,12 @@ class Wav2Vec2(nn.Module):
             pooled = (hidden_states * is_real[..., None]).sum(1) / is_real.sum(1, keepdim=True)
         return Output(self.classifier(pooled))
 
-    def real_frames(self, num_samples: Tensor) -> Tensor:
-        """int64 [batch] -> bool [batch, frames], for as many frames as the longest has."""
-        num_frames = num_samples
+    def real_frames(self, attention_mask: Tensor) -> Tensor:
+        """int64 [batch, samples] -> bool [batch, frames]."""
+        num_frames, longest = attention_mask.sum(-1), attention_mask.shape[1]
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            num_frames = (num_frames - kernel) // stride + 1
-        return torch.arange(int(num_frames.max()), device=num_frames.device) < num_frames[:, None]
+            num_frames, longest = (num_frames - kernel) // stride + 1, (longest - kernel) // stride + 1
+        return torch.arange(longest, device=num_frames.device) < num_frames[:, None]
 
 
 class Encoder(nn.Module):

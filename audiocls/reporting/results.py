@@ -14,8 +14,7 @@ import soundfile
 
 from audiocls.config import TrainConfig
 from audiocls.errors import InputOutputFailed
-from audiocls.storage import damage, manifest_of
-from audiocls.training.metrics import (
+from audiocls.metrics import (
     Calibration,
     ClassScores,
     accuracy,
@@ -25,6 +24,7 @@ from audiocls.training.metrics import (
     per_class,
     wilson_interval,
 )
+from audiocls.storage import damage, manifest_of
 
 RUN_KEYS = (
     "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from audiocls.data.loader import Batch, ClipDataset
 from audiocls.devices import autocast
-from audiocls.training.metrics import accuracy, confusion_matrix, macro_f1
+from audiocls.metrics import accuracy, confusion_matrix, macro_f1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""What the command line names -> paths of recordings."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from audiocls.data.sources import audio_files
+from audiocls.errors import UserError
+
+
+def expand(inputs: Sequence[str]) -> Iterable[str]:
+    """Files as typed, for each folder the audio in it, joined with the folder as typed, and for - the paths
+    that standard input lists, as they come. A list, unless there is a -.
+
+    Raises UserError for a folder without audio.
+    """
+    parts = [paths_from(sys.stdin.buffer) if name == "-" else files_of(name) for name in inputs]
+    paths = itertools.chain.from_iterable(parts)
+    return paths if "-" in inputs else list(paths)
+
+
+def files_of(name: str) -> list[str]:
+    if not Path(name).is_dir():
+        return [name]
+    found, _ = audio_files(Path(name))
+    if not found:
+        raise UserError(f"The folder {name} holds no audio files.")
+    return list(map(str, found))
+
+
+def paths_from(file: BinaryIO) -> Iterator[str]:
+    """Paths as they come: ended by NULs where the first ones are (`find -print0`), else by newlines."""
+    separator, rest = b"", b""
+    while piece := file.read1(2**16):  # type: ignore[attr-defined]
+        rest += piece
+        separator = separator or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
+        if separator:
+            *complete, rest = rest.split(separator)
+            yield from paths_in(complete, separator)
+    yield from paths_in([rest], separator)
+
+
+def paths_in(names: list[bytes], separator: bytes) -> Iterator[str]:
+    for name in names:
+        if separator != b"\0":
+            name = name.removesuffix(b"\r")  # a list that was written on Windows
+        if name:
+            yield os.fsdecode(name)

@@ -1,0 +1,108 @@
+"""Long recordings in bounded memory: resampled block by block, cut into windows as they come."""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audiocls.data.audio import BadAudio, Waveform, filter_half_width, resample
+
+
+def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Iterator[Waveform]:
+    """`resample` of the blocks' concatenation, in blocks: float32 [samples].
+
+    The resampler works in periods: `before` samples in, `after` samples out, of which each hears a margin of
+    periods to both sides. A period is given out when the margin behind it is there.
+    """
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    divisor = math.gcd(from_rate, to_rate)
+    before, after = from_rate // divisor, to_rate // divisor
+    margin = math.ceil(filter_half_width(from_rate, to_rate) / before)  # in periods
+    held = np.zeros(0, np.float32)  # begins with `heard` periods that have been given out
+    heard = 0
+    for block in blocks:
+        held = np.concatenate([held, block])
+        ready = len(held) // before - margin
+        if ready > heard:
+            yield resample(held, from_rate, to_rate)[heard * after : ready * after]
+            kept = min(ready, margin)
+            held, heard = held[(ready - kept) * before :], kept
+    if len(held):
+        yield resample(held, from_rate, to_rate)[heard * after :]
+
+
+def first(blocks: Iterable[Waveform], max_samples: int | None) -> Iterator[Waveform]:
+    """The blocks' first `max_samples` samples (None: all), in blocks."""
+    remaining = math.inf if max_samples is None else max_samples
+    for block in blocks:
+        yield block if len(block) <= remaining else block[: int(remaining)]
+        remaining -= len(block)
+        if remaining <= 0:
+            return
+
+
+def windows(
+    blocks: Iterable[Waveform], sampling_rate: int, window_seconds: float, hop_seconds: float
+) -> Iterator[tuple[int, Waveform]]:
+    """(first sample, float32 [samples]) of each window of the blocks' concatenation.
+
+    Window k begins at k times the hop, and all are equally long: a last one that the recording ends within is
+    moved back to end with it. A recording shorter than a window is one window, as long as it is.
+    Raises BadAudio where there is no sample.
+    """
+    length = round(window_seconds * sampling_rate)
+    held, held_start = np.zeros(0, np.float32), 0
+    number = start = last_end = 0
+    for block in blocks:
+        held = np.concatenate([held, block])
+        end = held_start + len(held)
+        while start + length <= end:
+            yield start, held[start - held_start :][:length]
+            last_end = start + length
+            number += 1
+            start = round(number * hop_seconds * sampling_rate)
+        # The next window's samples stay, and those of one that may have to be moved back.
+        unheard = max(held_start, min(start, end - length))
+        held, held_start = held[unheard - held_start :], unheard
+    end = held_start + len(held)
+    if end == 0:
+        raise BadAudio("holds no audio")
+    if number == 0:
+        yield 0, held
+    elif last_end < end and start < end:
+        yield end - length, held[-length:]
+
+
+class Together:
+    """A recording's scores out of its windows', which are not kept."""
+
+    def __init__(self, aggregate: str) -> None:
+        self.aggregate = aggregate
+        self.clear()
+
+    def clear(self) -> None:
+        self.total: Tensor | None = None  # float64 [labels]
+        self.num_windows = 0
+
+    def add(self, scores: Tensor) -> None:
+        """One window's scores, float32 [labels]."""
+        if self.aggregate == "vote" and scores.isfinite().all():
+            scores = F.one_hot(scores.argmax(), len(scores))
+        scores = scores.double()
+        if self.total is None:
+            self.total = scores
+        elif self.aggregate == "max":
+            self.total = torch.maximum(self.total, scores)
+        else:
+            self.total = self.total + scores
+        self.num_windows += 1
+
+    def scores(self) -> Tensor:
+        """float64 [labels]."""
+        assert self.total is not None, "a recording has one window at least"
+        return self.total if self.aggregate == "max" else self.total / self.num_windows

@@ -1,0 +1,90 @@
+"""infer.py as a person runs it, in a process of its own."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+from architectures import CONFIGS, feature_extractor_for
+from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_wav
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from test_architectures import spread_logits
+from transformers import AutoModelForAudioClassification
+
+from audiocls.model.backbone import Backbone, LoadedModel, save_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Wav2Vec2 that knows the labels a, b and c."""
+    torch.manual_seed(0)
+    config = CONFIGS["wav2vec2"]()
+    config.id2label, config.label2id = dict(enumerate("abc")), {label: id for id, label in enumerate("abc")}
+    backbone = Backbone("", None, config, feature_extractor_for("wav2vec2"))
+    loaded = LoadedModel(AutoModelForAudioClassification.from_config(config).eval(), backbone)
+    spread_logits(loaded)
+    folder = tmp_path_factory.mktemp("model")
+    save_model(loaded, folder)
+    return folder
+
+
+def test_a_list_on_standard_input_is_answered_as_it_comes(model: Path, tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a b.wav", seconds=0.5)
+    command = [
+        sys.executable,
+        str(ROOT / "infer.py"),
+        str(model),
+        "-",
+        "--format",
+        "jsonl",
+        "--device",
+        "cpu",
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for name, key in ((path, "label"), (tmp_path / "none.wav", "error"), (path, "label")):
+            process.stdin.write(f"{name}\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())  # before the list ends
+            assert answer["path"] == str(name) and key in answer
+        process.stdin.close()
+        assert process.wait(60) == 3
+
+
+def test_a_labelled_data_set_is_scored_and_what_cannot_be_is_named(model: Path, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "clips", {"a": 4, "b": 3, "c": 3, "unknown": 2}, seconds=0.3)
+    (folder / "a" / "bad.wav").write_text("no sound")
+    arguments = ["--dataset", str(folder), "--output", str(tmp_path / "out.jsonl"), "--format", "jsonl"]
+    done = run_script("infer.py", str(model), *arguments, "--window", "0.2")
+    assert (done.returncode, done.stdout) == (3, ""), done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    clips = [line for line in lines if "start" not in line]
+    assert [Path(line["path"]).parent.name for line in clips] == [line["true_label"] for line in clips]
+    scored = [line for line in clips if line["true_label"] in "abc" and "label" in line]
+    true, predicted = [line["true_label"] for line in scored], [line["label"] for line in scored]
+    assert len(scored) == 10
+    said = done.stderr
+    f1 = f1_score(true, predicted, average="macro")
+    assert f"accuracy {accuracy_score(true, predicted):.4f}, macro-F1 {f1:.4f} on 10 clips" in said
+    matrix = [line.replace(".", "0").split()[2:] for line in said.splitlines()[-4:-1]]
+    assert [list(map(int, row)) for row in matrix] == confusion_matrix(true, predicted).tolist()
+    assert "no such label: 2\n" in said and "unknown/00.wav" in said.replace("\\", "/")
+    assert "cannot be used: 1\n" in said and "1 of 13 inputs were refused" in said
+
+
+def test_flags_may_stand_between_inputs_and_what_does_not_fit_is_said(model: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", [0.1] * 8_000, 16_000)
+    name = str(tmp_path / "a.wav")
+    done = run_script("infer.py", "--top-k", "1", str(model), name, "--format", "csv", name)
+    assert done.returncode == 0, done.stderr
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["path", name, name]
+    for arguments, words in (
+        ([], "--dataset, or --export"),
+        ([name, "--dataset", str(tmp_path)], "Give one of"),
+        (["--export", "onnx"], "--output model.onnx"),
+        ([name, "--hop", "1"], "--window"),
+    ):
+        assert_one_line_error(run_script("infer.py", str(model), *arguments), 2, words)
