@@ -4,13 +4,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from audiocls.errors import InputOutputFailed, UserError
 
 # Read when the libraries are imported, so set before.
-# For a repository without safetensors, transformers would ask a converter service for a pull request.
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
@@ -53,6 +52,17 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
     except Exception as error:  # the client lets several libraries' errors through: no useful answer
         constants.HF_HUB_OFFLINE = True
         _no_answer.append(first_line(error))
+        return None
+
+
+def hub_file(name: str, filename: str, revision: str | None) -> Path | None:
+    """A file of a model on the Hub, in the Hub's local cache; None where it has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except EntryNotFoundError:
         return None
 
 

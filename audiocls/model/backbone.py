@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator,
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.model.padding import make_padding_invariant
+from audiocls.model.settings import model_file, read_config, read_feature_extractor
+from audiocls.model.trust import read_tensors, weight_files
 from audiocls.torchaudio_guard import import_torchaudio
 
 # `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. It hears in frames of
@@ -40,6 +43,9 @@ TINY: dict[str, Any] = {
     "classifier_proj_size": 128,
 }
 TINY_FEATURE_EXTRACTOR = {"sampling_rate": 16_000, "do_normalize": True, "return_attention_mask": True}
+
+MOST_NEW_VALUES = 50_000_000  # that a model may have beside those in its files: a head of its own
+MOST_SECONDS_A_FRAME = 60
 
 # What a pretrained backbone may lack, or have in another shape: it is learned here.
 HEAD = ("projector.", "classifier.", "layer_weights")
@@ -133,16 +139,17 @@ class LoadedModel:
         return SpectrogramCollator(backbone.feature_extractor, min_length)
 
 
-def open_backbone(name: str, revision: str | None = None) -> Backbone:
+def open_backbone(name: str, revision: str | None = None, *, with_labels: bool = False) -> Backbone:
     """The config and the feature extractor of `name`: a Hub id, a folder, or 'tiny'.
+
+    `with_labels`: of a fine-tuned model, whose labels are then checked and kept.
 
     Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
     """
     # transformers imports torchaudio for AST's filter banks: where it is broken, ours must be there first.
     with contextlib.suppress(ModuleNotFoundError):
         import_torchaudio()
-    from transformers import AutoConfig, AutoFeatureExtractor, Wav2Vec2Config, Wav2Vec2FeatureExtractor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
     quiet_transformers()
     if name == "tiny":
@@ -155,19 +162,31 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
             raise UserError(f"There is no folder {name}.")
         commit = commit_of("model", name, revision)
     with loading(f"The model {name}"):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if config.model_type not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES:
-            known = ", ".join(sorted(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES))
-            raise UserError(
-                f"{name} is a {config.model_type}, not one that classifies audio. These do: {known}."
-            )
-        feature_extractor = AutoFeatureExtractor.from_pretrained(
-            name, revision=revision, trust_remote_code=False
+        config = read_config(name, revision, with_labels=with_labels)
+        feature_extractor = read_feature_extractor(name, revision, config)
+    backbone = Backbone(name, revision, config, feature_extractor, commit)
+    check_window(backbone)
+    return backbone
+
+
+def check_window(backbone: Backbone) -> None:
+    """Raises UserError where config and feature extractor do not fit, or hear too coarsely to be of use."""
+    config, extractor = backbone.config, backbone.feature_extractor
+    seconds = backbone.min_samples / backbone.sampling_rate
+    if seconds > MOST_SECONDS_A_FRAME:
+        raise UserError(f"{backbone.name} needs {seconds:g} s for one frame: its config is wrong.")
+    match config.model_type:
+        case "whisper":
+            frames = 2 * config.max_source_positions  # its second convolution halves them
+            fits = (extractor.feature_size, extractor.nb_max_frames) == (config.num_mel_bins, frames)
+        case "audio-spectrogram-transformer":
+            fits = (extractor.num_mel_bins, extractor.max_length) == (config.num_mel_bins, config.max_length)
+        case _:
+            fits = True
+    if not fits:
+        raise UserError(
+            f"{backbone.name}: the spectrograms of its preprocessor_config.json do not fit its config."
         )
-    # Set in the published config of wav2vec2-base. It costs a quarter to a half of the speed.
-    if getattr(config, "gradient_checkpointing", False):
-        del config.gradient_checkpointing
-    return Backbone(name, revision, config, feature_extractor, commit)
 
 
 def load_for_training(
@@ -211,7 +230,7 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
 
     Raises UserError where a tensor is missing, left over or of another shape.
     """
-    backbone = open_backbone(name, revision)
+    backbone = open_backbone(name, revision, with_labels=True)
     model, report = load_weights(backbone)
     wrong = [
         *report["missing_keys"],
@@ -226,19 +245,29 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
 
 
 def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    """The model in float32, whatever it is stored in, and transformers' report on what fitted."""
+    """The model in float32, whatever it is stored in, and transformers' report on what fitted.
+
+    Raises UserError where the weights are not plain finite tensors, or far fewer than the config describes.
+    """
     from transformers import AutoModelForAudioClassification
 
-    with loading(f"The model {backbone.name}"):
-        return AutoModelForAudioClassification.from_pretrained(
-            backbone.name,
-            config=backbone.config,
-            revision=backbone.revision,
+    name, config = backbone.name, backbone.config
+    with loading(f"The model {name}"):
+        tensors = read_tensors(weight_files(name, partial(model_file, name, backbone.revision)))
+        model_class = AutoModelForAudioClassification._model_mapping[type(config)]
+        with torch.device("meta"):
+            described = sum(tensor.numel() for tensor in model_class(config).state_dict().values())
+        if described > (there := sum(tensor.numel() for tensor in tensors.values())) + MOST_NEW_VALUES:
+            raise UserError(f"{name}: its config describes {described:,} weights, its files hold {there:,}.")
+        model, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported, and judged by our callers
             output_loading_info=True,
-            trust_remote_code=False,
         )
+    return model, report
 
 
 def first_of(names: Sequence[str]) -> str:
