@@ -16,7 +16,11 @@ def main() -> int:
     paths = expand(config.inputs)
     classifier = Classifier.from_pretrained(config.model, device=config.device, precision=config.precision)
     predictions = classifier.stream(
-        paths, top_k=config.top_k, batch_size=config.batch_size, max_seconds=config.max_seconds
+        paths,
+        top_k=config.top_k,
+        batch_size=config.batch_size,
+        max_seconds=config.max_seconds,
+        max_decode_seconds=config.max_decode_seconds,
     )
     with results_file(config.output) as file:
         refused = write_predictions(predictions, config.format, config.top_k, file)

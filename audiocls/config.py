@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Callable
@@ -90,6 +91,9 @@ class TrainConfig:
     )
     max_seconds: float | None = option(
         1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0, maximum=86_400
+    )
+    max_decode_seconds: float = option(
+        600.0, "refuse a recording of which more would be decoded", group=DATA, above=0, maximum=86_400
     )
     max_bad_clips: float = option(
         0.05, "end before training when more than this part does not decode", group=DATA, minimum=0, maximum=1
@@ -216,6 +220,9 @@ class InferConfig:
         above=0,
         maximum=86_400,
     )
+    max_decode_seconds: float = option(
+        600.0, "refuse a recording of which more would be decoded", above=0, maximum=86_400
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
         "fp32",
@@ -270,7 +277,8 @@ def is_missing_path(name: str) -> bool:
         or name.count("/") > 1
         or name.lower().endswith(MANIFEST_SUFFIXES)
     )
-    return is_path and not Path(name).expanduser().exists()
+    # Not Path.exists, which raises over a name that is too long.
+    return is_path and not os.path.exists(Path(name).expanduser())  # noqa: PTH110
 
 
 def device_problems(device: str) -> list[str]:

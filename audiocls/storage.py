@@ -8,8 +8,9 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from audiocls.errors import InputOutputFailed
 
@@ -21,7 +22,7 @@ class NotRegular(OSError):
     """A folder, a pipe, a device: no file with a beginning and an end."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """A regular file, open to be read; there is no moment between check and open. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe must not block
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

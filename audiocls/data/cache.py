@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,12 +25,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import BadAudio, Decoded, UnreadableAudio, Waveform, decode
+from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, Decoded, UnreadableAudio, Waveform, decode
 from audiocls.data.sources import Clip
 
-FORMAT = 1  # raised when what is stored changes its meaning
+FORMAT = 2  # raised when what is stored changes its meaning
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
-CHUNK = 32  # clips decoded before the next write: bounds the memory
+CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -73,18 +74,26 @@ class Waveforms:
     seconds: np.ndarray  # float64 [clips], length of each whole recording, heard or not
     errors: dict[int, str]  # clip -> why it cannot be used
     cache: FlatFile | None  # None where it could not be written: clips are then decoded when asked for
+    max_decode_seconds: float = MAX_DECODE_SECONDS
 
     def __getitem__(self, index: int) -> Waveform:
         if self.cache is None:
-            return decode(self.clips[index].audio.read(), self.sampling_rate, self.max_samples).waveform
+            audio = self.clips[index].audio.read()
+            return decode(audio, self.sampling_rate, self.max_samples, self.max_decode_seconds).waveform
         return self.cache[index]
 
 
 def decode_all(
-    clips: list[Clip], sampling_rate: int, max_samples: int | None, cache_dir: Path, *, progress: bool = False
+    clips: list[Clip],
+    sampling_rate: int,
+    max_samples: int | None,
+    cache_dir: Path,
+    *,
+    max_decode_seconds: float = MAX_DECODE_SECONDS,
+    progress: bool = False,
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
-    folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples)
+    folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
@@ -92,9 +101,11 @@ def decode_all(
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
     errors = {}
     may_recover = False
-    results = decoded(clips, sampling_rate, max_samples)
-    with CacheWriter(folder) as cache:
-        bar = tqdm(results, "decoding", len(clips), disable=not progress, leave=False)
+    results = decoded(clips, sampling_rate, max_samples, max_decode_seconds)
+    # A stderr of the bar's own: while anything is decoded, descriptor 2 leads nowhere.
+    terminal = os.fdopen(os.dup(2), "w") if progress else contextlib.nullcontext(sys.stderr)
+    with CacheWriter(folder) as cache, terminal as file:
+        bar = tqdm(results, "decoding", len(clips), disable=not progress, leave=False, file=file)
         for index, result in enumerate(bar):
             if isinstance(result, BadAudio):
                 errors[index] = str(result)
@@ -109,12 +120,19 @@ def decode_all(
             )
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, cache=None)
+    return Waveforms(
+        clips, sampling_rate, max_samples, num_samples, seconds, errors, None, max_decode_seconds
+    )
 
 
-def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> str:
+def cache_key(
+    clips: list[Clip],
+    sampling_rate: int,
+    max_samples: int | None,
+    max_decode_seconds: float = MAX_DECODE_SECONDS,
+) -> str:
     identities = [clip.audio.identity() for clip in clips]
-    made_from = json.dumps([FORMAT, sampling_rate, max_samples, identities])
+    made_from = json.dumps([FORMAT, sampling_rate, max_samples, max_decode_seconds, identities])
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
@@ -181,19 +199,22 @@ class CacheWriter:
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
-def decoded(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Iterator[Decoded | BadAudio]:
+def decoded(
+    clips: list[Clip], sampling_rate: int, max_samples: int | None, max_decode_seconds: float
+) -> Iterator[Decoded | BadAudio]:
     """For each clip in order what was decoded, or why it was not; threads do the work."""
 
     def one(clip: Clip) -> Decoded | BadAudio:
         try:
-            return decode(clip.audio.read(), sampling_rate, max_samples)
+            return decode(clip.audio.read(), sampling_rate, max_samples, max_decode_seconds)
         except BadAudio as error:
             return error
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(num_cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    num_workers = min(num_cores or 1, CHUNK)
+    with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for start in range(0, len(clips), CHUNK):
                 yield from pool.map(one, clips[start : start + CHUNK])

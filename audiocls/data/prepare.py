@@ -55,7 +55,14 @@ def prepare_data(
     chosen = choose_clips(config, cache_dir)
     labels, notes = chosen.labels, chosen.notes
     clips = [*chosen.train, *chosen.evaluation, *chosen.test]
-    waveforms = decode_all(clips, sampling_rate, max_samples, cache_dir, progress=progress)
+    waveforms = decode_all(
+        clips,
+        sampling_rate,
+        max_samples,
+        cache_dir,
+        max_decode_seconds=config.max_decode_seconds,
+        progress=progress,
+    )
     good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
 
     ends = np.cumsum([len(chosen.train), len(chosen.evaluation)])

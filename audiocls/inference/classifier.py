@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiocls.data.audio import BadAudio, Waveform, check_format, check_length, decode, mono, resample
+from audiocls.data.audio import (
+    MAX_DECODE_SECONDS,
+    BadAudio,
+    Waveform,
+    check_format,
+    check_length,
+    decode,
+    mono,
+    resample,
+)
 from audiocls.data.batch_plan import in_batches
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
@@ -89,6 +98,7 @@ class Classifier:
         top_k: int = 5,
         batch_size: int = 8,
         max_seconds: float | None = None,
+        max_decode_seconds: float = MAX_DECODE_SECONDS,
     ) -> Iterator[Prediction]:
         """Predictions as they are made, in the inputs' order.
 
@@ -98,6 +108,7 @@ class Classifier:
             top_k: how many labels a Prediction holds, best first.
             batch_size: recordings in a forward pass.
             max_seconds: hear only the beginning.
+            max_decode_seconds: refuse a file of which more would have to be decoded.
 
         A recording that cannot be used is a Prediction with an `error`. Raises UserError for a waveform
         without `sampling_rate`.
@@ -108,7 +119,9 @@ class Classifier:
         max_samples = self.backbone.max_samples if max_seconds is None else round(max_seconds * rate)
         remaining = iter([inputs] if isinstance(inputs, Recording) else inputs)
         while pool := list(islice(remaining, POOL_BATCHES * batch_size)):
-            heard = [self.hear(recording, sampling_rate, max_samples) for recording in pool]
+            heard = [
+                self.hear(recording, sampling_rate, max_samples, max_decode_seconds) for recording in pool
+            ]
             scores = self.scores([one for one in heard if isinstance(one, np.ndarray)], batch_size)
             for recording, one in zip(pool, heard, strict=True):
                 path = str(recording) if isinstance(recording, str | Path) else None
@@ -118,13 +131,17 @@ class Classifier:
                     yield Prediction(path, self.best(next(scores), top_k))
 
     def hear(
-        self, recording: Recording, sampling_rate: int | None, max_samples: int | None
+        self,
+        recording: Recording,
+        sampling_rate: int | None,
+        max_samples: int | None,
+        max_decode_seconds: float = MAX_DECODE_SECONDS,
     ) -> Waveform | str:
         """The recording as the model takes it, or why it cannot."""
         rate, shortest = self.backbone.sampling_rate, self.backbone.min_samples
         try:
             if isinstance(recording, str | Path):
-                waveform = decode(Path(recording), rate, max_samples).waveform
+                waveform = decode(Path(recording), rate, max_samples, max_decode_seconds).waveform
             else:
                 if sampling_rate is None:
                     raise UserError("A waveform does not know its rate: give sampling_rate=, in Hz.")

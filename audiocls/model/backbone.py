@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from audiocls.config import is_missing_path
@@ -170,23 +171,22 @@ def open_backbone(name: str, revision: str | None = None, *, with_labels: bool =
 
 
 def check_window(backbone: Backbone) -> None:
-    """Raises UserError where config and feature extractor do not fit, or hear too coarsely to be of use."""
+    """Raises UserError where config and feature extractor do not fit, or one frame hears absurdly much."""
     config, extractor = backbone.config, backbone.feature_extractor
     seconds = backbone.min_samples / backbone.sampling_rate
     if seconds > MOST_SECONDS_A_FRAME:
-        raise UserError(f"{backbone.name} needs {seconds:g} s for one frame: its config is wrong.")
+        raise UserError(f"{backbone.name} needs {seconds:g} s of audio for one frame: its config is wrong.")
+    made: tuple = ()  # bins and frames of a spectrogram, where its length is fixed
+    expected: tuple = ()
     match config.model_type:
         case "whisper":
-            frames = 2 * config.max_source_positions  # its second convolution halves them
-            fits = (extractor.feature_size, extractor.nb_max_frames) == (config.num_mel_bins, frames)
+            made = (extractor.feature_size, extractor.nb_max_frames)
+            expected = (config.num_mel_bins, 2 * config.max_source_positions)  # a stride of 2 halves them
         case "audio-spectrogram-transformer":
-            fits = (extractor.num_mel_bins, extractor.max_length) == (config.num_mel_bins, config.max_length)
-        case _:
-            fits = True
-    if not fits:
-        raise UserError(
-            f"{backbone.name}: the spectrograms of its preprocessor_config.json do not fit its config."
-        )
+            made = (extractor.num_mel_bins, extractor.max_length)
+            expected = (config.num_mel_bins, config.max_length)
+    if made != expected:
+        raise UserError(f"{backbone.name}: preprocessor_config.json makes {made} and config.json {expected}.")
 
 
 def load_for_training(
@@ -222,7 +222,7 @@ def load_for_training(
     notes = []
     if report["unexpected_keys"]:
         notes.append(f"{name}: {first_of(sorted(report['unexpected_keys']))} are not used")
-    return LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model), notes)
+    return tried(LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model), notes))
 
 
 def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
@@ -241,7 +241,22 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
         raise UserError(
             f"{name} is not a fine-tuned classifier: {first_of(sorted(wrong))} are missing or do not fit."
         )
-    return LoadedModel(model.eval(), backbone, make_padding_invariant(model))
+    return tried(LoadedModel(model.eval(), backbone, make_padding_invariant(model)))
+
+
+def tried(loaded: LoadedModel) -> LoadedModel:
+    """The model, after it has heard the shortest clip: a config can ask for what only a forward pass shows.
+
+    A model of a fixed window, for which that would take long, was checked by `check_window`.
+    """
+    model, backbone = loaded.model, loaded.backbone
+    if backbone.max_samples is None:
+        waveform = np.linspace(-1, 1, backbone.min_samples, dtype=np.float32)
+        with loading(f"The model {backbone.name}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits = model.eval()(**loaded.collator()([(waveform, 0)]).inputs).logits
+            if not logits.isfinite().all():
+                raise UserError(f"{backbone.name} gives scores that are not finite: its config is wrong.")
+    return loaded
 
 
 def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:

@@ -10,13 +10,12 @@ from audiocls.errors import UserError
 from audiocls.hub import hub_file
 from audiocls.model.trust import known_fields, labels_in, read_json
 
-# Fields of every config that are not taken from a file: they change what forward returns, name code to run, or
-# are ours to say.
+# Fields of every config that are not taken from a file: they change what forward returns, or are ours to say.
 NOT_KEPT = set(
     "architectures chunk_size_feed_forward dtype id2label is_encoder_decoder label2id output_hidden_states "
     "problem_type return_dict transformers_version".split()
 )
-# Which feature extractor an architecture hears through, where that is not Wav2Vec2's; the first is the default.
+# What an architecture hears through, where that is not Wav2Vec2FeatureExtractor; the first is the default.
 FEATURE_EXTRACTORS = {
     "audio-spectrogram-transformer": ("ASTFeatureExtractor",),
     "wav2vec2-bert": ("SeamlessM4TFeatureExtractor", "Wav2Vec2FeatureExtractor"),

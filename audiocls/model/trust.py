@@ -2,8 +2,8 @@
 
 Of a model's files only these are opened: config.json and preprocessor_config.json, of which the fields of a
 known class are kept (others name code to fetch and run: `auto_map`, `attn_implementation`,
-`quantization_config`), and the weights, as safetensors or, where that is all there is, as a `pytorch_model.bin`
-that is unpickled into tensors only. transformers is given what was read and never sees the files.
+`quantization_config`), and the weights: safetensors or, where that is all there is, a `pytorch_model.bin`,
+unpickled into tensors only. transformers is given what was read and never sees the files.
 
 Whatever does not fit is a UserError in one line.
 """
@@ -11,6 +11,7 @@ Whatever does not fit is a UserError in one line.
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,8 @@ LIMITS: tuple[tuple[str, float, float], ...] = (
     (".*dropout.*|.*layerdrop|.*_prob", 0, 1),
     (".*layers", 0, 256),
     (".*positions|.*position_embeddings|max_length|n_fft", 1, 20_000),
-    (
-        "mask_.*_length|.*kernel.*|.*stride|.*dilation|patch_size|hop_length|feature_size|num_mel_bins",
-        1,
-        1_024,
-    ),
+    ("mask_.*_length|.*kernel.*|.*stride|.*dilation|patch_size", 1, 1_024),
+    ("hop_length|feature_size|num_mel_bins", 1, 1_024),
     ("chunk_length", 1, 60),  # seconds
     ("mean|std|padding_value", -1e6, 1e6),
     (".*_id|.*tokens", -100, 1e7),
@@ -91,11 +89,11 @@ def labels_in(config: dict[str, Any], path: Path) -> list[str]:
     )  # what transformers takes its lack for
     if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MOST_LABELS:
         raise UserError(f"{path}: id2label is not a map of 1 to {MOST_LABELS} labels.")
-    labels = [id2label.get(str(id)) for id in range(len(id2label))]
-    if not all(isinstance(label, str) for label in labels):
-        raise UserError(f"{path}: id2label has not one label, a text, for each of 0 to {len(labels) - 1}.")
+    labels = [label for id in range(len(id2label)) if isinstance(label := id2label.get(str(id)), str)]
+    if len(labels) < len(id2label):
+        raise UserError(f"{path}: id2label has not one label, a text, for each of 0 to {len(id2label) - 1}.")
     if len(set(labels)) < len(labels):
-        twice = next(label for number, label in enumerate(labels) if label in labels[:number])
+        (twice, _), *_ = Counter(labels).most_common()
         raise UserError(f"{path}: id2label has the label {twice!r} twice.")
     return labels
 
@@ -107,23 +105,18 @@ def weight_files(name: str, find: FindFile) -> list[Path]:
             return [file]
         if index := find(f"{weights}.index.json"):
             weight_map = read_json(index).get("weight_map")
-            shards = set(weight_map.values()) if is_text_map(weight_map) else set()
+            shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
             suffix = Path(weights).suffix
             if not 1 <= len(shards) <= MOST_SHARDS:
-                raise UserError(f"{index} names no files.")
-            if outside := [
-                shard for shard in shards if Path(shard).name != shard or not shard.endswith(suffix)
-            ]:
-                raise UserError(f"{index} names {outside[0]!r}, which is no {suffix} file beside it.")
+                raise UserError(f"{index} names {len(shards)} files, not 1 to {MOST_SHARDS}.")
+            for shard in shards:
+                if Path(shard).name != shard or not shard.endswith(suffix):
+                    raise UserError(f"{index} names {shard!r}, which is no {suffix} file beside it.")
             files = [(shard, find(shard)) for shard in sorted(shards)]
             if missing := [shard for shard, file in files if file is None]:
                 raise UserError(f"{name} lacks {missing[0]}, which its index names.")
             return [file for _, file in files if file is not None]
     raise UserError(f"{name} holds no weights: neither {' nor '.join(WEIGHTS)}.")
-
-
-def is_text_map(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
@@ -158,7 +151,7 @@ def load_tensors(file: Path) -> Any:
 
 
 def check_tensors(tensors: Any, what: str) -> None:
-    """Raises UserError for anything but plain tensors by name, as large as what they hold, of finite values."""
+    """Raises UserError for anything but plain tensors by name, no larger than what they hold, all finite."""
     import torch
 
     if not isinstance(tensors, dict):
