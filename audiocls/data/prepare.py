@@ -87,10 +87,11 @@ def prepare_data(
         note_cut(waveforms, max_samples, heard, notes)
     if waveforms.cache is None:
         notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are heard")
-    trained = {clips[row].path for row in train_rows}
+    trained = {clips[row].audio.content() for row in train_rows}
     for rows, what in ((eval_rows, "evaluation"), (test_rows, "test")):
-        if twice := sum(clips[row].path in trained for row in rows):
-            notes.append(f"{twice} of the {what} clips are trained on too: their scores flatter the model")
+        if twice := [clips[row].path for row in rows if clips[row].audio.content() in trained]:
+            flatter = f"trained on too: their scores flatter the model ({named(twice, 3)})"
+            notes.append(f"{len(twice)} of the {what} clips are {flatter}")
 
     number = {label: id for id, label in enumerate(labels)}
     label_ids = np.array([number[clip.label] for clip in clips])
@@ -205,9 +206,9 @@ def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
         )
 
 
-def named(labels: list[str]) -> str:
-    more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-    return ", ".join(labels[:10]) + more
+def named(labels: list[str], most: int = 10) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
 
 
 def leave_out_bad(
