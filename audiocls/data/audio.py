@@ -71,20 +71,25 @@ def decode(
     """
     num_frames = 0
 
+    def check_decoded(frames: float) -> None:
+        if frames > max_decode_seconds * rate:
+            raise BadAudio(
+                f"is longer than {max_decode_seconds:g} s, the most that is decoded: raise "
+                "--max-decode-seconds, or hear only its beginning with --max-seconds"
+            )
+
     def counted(blocks: Iterable[Waveform]) -> Iterator[Waveform]:
         nonlocal num_frames
         for block in blocks:
             num_frames += len(block)
-            if num_frames > max_decode_seconds * rate:
-                raise BadAudio(
-                    f"is longer than {max_decode_seconds:g} s, the most that is decoded: raise "
-                    "--max-decode-seconds, or hear only its beginning with --max-seconds"
-                )
+            check_decoded(num_frames)
             yield block
 
     with open_audio(audio, sampling_rate) as file:
         rate, claimed = file.samplerate, file.frames
         wanted = None if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
+        if file.format == "OGG":  # slow to decode, and its length is not a claim but its last page's place
+            check_decoded(min(claimed, math.inf if wanted is None else wanted))
         pieces = list(resampled(counted(blocks(file, wanted)), rate, sampling_rate))
     if not num_frames:
         raise BadAudio("holds no audio")

@@ -11,6 +11,7 @@ Whatever does not fit is a UserError in one line.
 import json
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -146,8 +147,10 @@ def load_tensors(file: Path) -> Any:
 
     import torch
 
-    # Mapped: no part of the archive is unpacked. torch's format of before 2020 is no archive.
-    return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about pickles that are not its own: they fail next
+        # Mapped: no part of the archive is unpacked. torch's format of before 2020 is no archive.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
 
 
 def check_tensors(tensors: Any, what: str) -> None:

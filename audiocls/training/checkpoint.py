@@ -83,7 +83,7 @@ def export_best(run_folder: Path, step: int) -> None:
     """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`, unless they are."""
     best, folder = run_folder / "best", step_folder(run_folder, step)
     finish_swap(best)
-    if manifest_of(best).get("step") != step or damage(best):
+    if not is_whole(best, step):
         with complete_folder(best, step=step) as unfinished:
             for name in manifest_of(folder)["files"]:
                 if name not in TRAINING_FILES:
@@ -116,7 +116,9 @@ def load_newest(
         for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
             shutil.rmtree(later, ignore_errors=True)
         # The run may have ended between the save and the export.
-        if state.best_step is not None and damage(step_folder(run_folder, state.best_step)) is None:
+        if state.best_step is not None and is_whole(
+            step_folder(run_folder, state.best_step), state.best_step
+        ):
             export_best(run_folder, state.best_step)
         state.log_bytes = whole_records(run_folder / "metrics.jsonl", state.log_bytes)
         return state
@@ -143,12 +145,15 @@ def check_position(state: TrainState) -> None:
 
 def check_best(run_folder: Path, step: int | None) -> None:
     """Raises ValueError where the best model so far, of `step`, is neither in its checkpoint nor in best/."""
-    if step is None or damage(step_folder(run_folder, step)) is None:
-        return
-    best = run_folder / "best"
-    finish_swap(best)
-    if manifest_of(best).get("step") != step or damage(best):
+    finish_swap(run_folder / "best")
+    folders = (run_folder / "best", step_folder(run_folder, step or 0))
+    if step is not None and not any(is_whole(folder, step) for folder in folders):
         raise ValueError(f"the best so far, {step_folder(run_folder, step).name}, is damaged or gone")
+
+
+def is_whole(folder: Path, step: int) -> bool:
+    """Whether a folder is what its manifest says, and of that step."""
+    return manifest_of(folder).get("step") == step and damage(folder) is None
 
 
 def whole_records(log: Path, num_bytes: int) -> int:
