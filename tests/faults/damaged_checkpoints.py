@@ -15,6 +15,8 @@ import numpy as np
 from common import Tally, in_child, parse, save_classifier, script, write_clips
 from safetensors.torch import load_file, save_file
 
+from audiocls.storage import manifest_of
+
 Draw = np.random.Generator
 # Harms one checkpoint of a run; returns the names of the checkpoints that are no longer whole.
 Harm = Callable[[Path, Draw], set[str]]
@@ -253,9 +255,17 @@ def main() -> int:
         for number in range(arguments.count):
             draw = np.random.default_rng([arguments.seed, number])
             run = shutil.copytree(whole, workplace / "run")
-            intact = {checkpoint.name for checkpoint in (run / "checkpoints").iterdir()}
+            best_of = {
+                folder.name: manifest_of(folder)["best_step"] for folder in (run / "checkpoints").iterdir()
+            }
             case, damaged = harm(run, number, draw)
-            intact -= damaged
+            exported = manifest_of(run / "best").get("step")
+            intact = {
+                name
+                for name, best in best_of.items()
+                # A checkpoint without its best model would go on to another end.
+                if name not in damaged and (best == exported or f"step-{best:08d}" not in damaged)
+            }
             outcome = in_child(script(*resume, run))
             violations = []
             if outcome.code == 0:
@@ -264,18 +274,14 @@ def main() -> int:
                 newest = max(intact, default="none")
                 if step is None or newest != f"step-{int(step[1]):08d}":
                     violations.append(f"went on from {step and step[1]!r}, not from {newest}")
-                passed_over = {
-                    name
-                    for name in damaged
-                    if name > newest and f"{name} is passed over" not in str(outcome.stdout)
-                }
-                if passed_over:
-                    violations.append(f"{passed_over} are passed over in silence")
+                for name in sorted(damaged):
+                    if name > newest and f"{name} is passed over" not in str(outcome.stdout):
+                        violations.append(f"{name} is passed over in silence")
                 if weights_of(run) != expected:
                     violations.append("ended with other weights")
             elif outcome.code == 4:
                 result = "left with 4"
-                if intact and (run / "best").exists():
+                if intact:
                     violations.append(f"{sorted(intact)} were whole: {outcome.stderr[:300]!r}")
             else:
                 result = f"exit code {outcome.code}"
