@@ -127,8 +127,10 @@ class Classifier:
                 path = str(recording) if isinstance(recording, str | Path) else None
                 if isinstance(one, str):
                     yield Prediction(path, [], one)
+                elif (its_scores := next(scores)).isfinite().all():
+                    yield Prediction(path, self.best(its_scores, top_k))
                 else:
-                    yield Prediction(path, self.best(next(scores), top_k))
+                    yield Prediction(path, [], "makes the model give scores that are not finite")
 
     def hear(
         self,

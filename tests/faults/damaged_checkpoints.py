@@ -255,9 +255,8 @@ def main() -> int:
         for number in range(arguments.count):
             draw = np.random.default_rng([arguments.seed, number])
             run = shutil.copytree(whole, workplace / "run")
-            best_of = {
-                folder.name: manifest_of(folder)["best_step"] for folder in (run / "checkpoints").iterdir()
-            }
+            checkpoints = (run / "checkpoints").iterdir()
+            best_of = {folder.name: manifest_of(folder)["best_step"] for folder in checkpoints}
             case, damaged = harm(run, number, draw)
             exported = manifest_of(run / "best").get("step")
             intact = {

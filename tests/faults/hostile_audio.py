@@ -326,7 +326,7 @@ def all_cases(count: int, seed: int) -> list[tuple[str, str, Make]]:
         for kind in (bombs, headers, rates_and_lengths, values, exotic, wrong, names, special)
         for case in kind()
     ]
-    num_broken = max(count // 5, count - len(fixed))
+    num_broken = max(count // 6, count - len(fixed))
     num_fixed = count - num_broken
     chosen = sorted(generator.choice(len(fixed), num_fixed, replace=False).tolist())
     endless = broken(generator)
@@ -380,7 +380,7 @@ def weights_of_training(workplace: Path, dataset: Path, name: str) -> tuple[Outc
 
 
 def main() -> int:
-    arguments = parse(__doc__, 250)
+    arguments = parse(__doc__, 450)
     tally = Tally("hostile audio")
     with tempfile.TemporaryDirectory(prefix="audiocls-faults-") as folder:
         workplace = Path(folder)

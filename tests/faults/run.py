@@ -14,7 +14,9 @@ def main() -> int:
         print(f"There is no driver {', '.join(unknown)}. There are: {', '.join(DRIVERS)}.", file=sys.stderr)
         return 2
     here = Path(__file__).parent
-    return max(subprocess.run([sys.executable, here / f"{name}.py"], check=False).returncode for name in names)
+    return max(
+        subprocess.run([sys.executable, here / f"{name}.py"], check=False).returncode for name in names
+    )
 
 
 if __name__ == "__main__":
