@@ -270,9 +270,10 @@ def main() -> int:
             if outcome.code == 0:
                 result = "went on"
                 step = re.search(rb"going on after step (\d+)", outcome.stdout)
-                newest = max(intact, default="none")
-                if step is None or newest != f"step-{int(step[1]):08d}":
-                    violations.append(f"went on from {step and step[1]!r}, not from {newest}")
+                newest = f"step-{int(step[1]):08d}" if step else "none"
+                # The model files of a damaged one may be whole, and then it does as the best.
+                if newest not in (max(intact, default="none"), max(best_of.keys() - damaged, default="none")):
+                    violations.append(f"went on from {newest}, whole are {sorted(intact)}")
                 for name in sorted(damaged):
                     if name > newest and f"{name} is passed over" not in str(outcome.stdout):
                         violations.append(f"{name} is passed over in silence")
