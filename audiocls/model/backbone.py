@@ -15,8 +15,8 @@ from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator,
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.model.padding import make_padding_invariant
-from audiocls.model.settings import model_file, read_config, read_feature_extractor
-from audiocls.model.trust import read_tensors, weight_files
+from audiocls.model.settings import missing, model_file, read_config, read_feature_extractor
+from audiocls.model.trust import WEIGHTS, read_tensors, weight_files
 from audiocls.torchaudio_guard import import_torchaudio
 
 # `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. It hears in frames of
@@ -249,13 +249,14 @@ def tried(loaded: LoadedModel) -> LoadedModel:
 
     A model of a fixed window, for which that would take long, was checked by `check_window`.
     """
-    model, backbone = loaded.model, loaded.backbone
+    model, backbone, was_training = loaded.model, loaded.backbone, loaded.model.training
     if backbone.max_samples is None:
         waveform = np.linspace(-1, 1, backbone.min_samples, dtype=np.float32)
         with loading(f"The model {backbone.name}"), torch.random.fork_rng(devices=[]), torch.no_grad():
             logits = model.eval()(**loaded.collator()([(waveform, 0)]).inputs).logits
             if not logits.isfinite().all():
                 raise UserError(f"{backbone.name} gives scores that are not finite: its config is wrong.")
+        model.train(was_training)
     return loaded
 
 
@@ -268,7 +269,10 @@ def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
 
     name, config = backbone.name, backbone.config
     with loading(f"The model {name}"):
-        tensors = read_tensors(weight_files(name, partial(model_file, name, backbone.revision)))
+        files = weight_files(name, partial(model_file, name, backbone.revision))
+        if not files:
+            raise missing(name, " or ".join(WEIGHTS))
+        tensors = read_tensors(files)
         model_class = AutoModelForAudioClassification._model_mapping[type(config)]
         with torch.device("meta"):
             described = sum(tensor.numel() for tensor in model_class(config).state_dict().values())

@@ -31,6 +31,12 @@ def model_file(name: str, revision: str | None, filename: str) -> Path | None:
     return folder / filename if os.path.lexists(folder / filename) else None
 
 
+def missing(name: str, what: str) -> Exception:
+    """What to raise where a model lacks a file: on the Hub that may mean that the Hub is out of reach."""
+    lacks = f"{name} holds no {what}"
+    return UserError(f"{lacks}.") if Path(name).is_dir() else FileNotFoundError(lacks)
+
+
 def read_config(name: str, revision: str | None, *, with_labels: bool) -> Any:
     """A config of the class that config.json names, with the fields which that class has."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -38,7 +44,7 @@ def read_config(name: str, revision: str | None, *, with_labels: bool) -> Any:
 
     path = model_file(name, revision, "config.json")
     if path is None:
-        raise FileNotFoundError(f"{name} has no config.json")
+        raise missing(name, "config.json")
     values = read_json(path)
     model_type = values.get("model_type")
     if model_type not in list(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
@@ -61,7 +67,7 @@ def read_feature_extractor(name: str, revision: str | None, config: Any) -> Any:
 
     path = model_file(name, revision, "preprocessor_config.json")
     if path is None:
-        raise FileNotFoundError(f"{name} has no preprocessor_config.json")
+        raise missing(name, "preprocessor_config.json")
     values = read_json(path)
     allowed = FEATURE_EXTRACTORS.get(config.model_type, ("Wav2Vec2FeatureExtractor",))
     kind = values.get("feature_extractor_type", allowed[0])

@@ -100,7 +100,7 @@ def labels_in(config: dict[str, Any], path: Path) -> list[str]:
 
 
 def weight_files(name: str, find: FindFile) -> list[Path]:
-    """The files that hold the weights; of shards, all that the index names."""
+    """The files that hold the weights; of shards, all that the index names. None where there are none."""
     for weights in WEIGHTS:
         if file := find(weights):
             return [file]
@@ -117,7 +117,7 @@ def weight_files(name: str, find: FindFile) -> list[Path]:
             if missing := [shard for shard, file in files if file is None]:
                 raise UserError(f"{name} lacks {missing[0]}, which its index names.")
             return [file for _, file in files if file is not None]
-    raise UserError(f"{name} holds no weights: neither {' nor '.join(WEIGHTS)}.")
+    return []
 
 
 def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
