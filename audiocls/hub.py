@@ -67,7 +67,7 @@ def hub_file(name: str, filename: str, revision: str | None) -> Path | None:
 
 
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
     """Turn the many ways in which the libraries fail to load `what` into one line that says what to do."""
     try:
         yield
@@ -76,7 +76,7 @@ def loading(what: str) -> Iterator[None]:
     except Exception as error:
         from huggingface_hub import constants
 
-        if constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE and not is_local:
             why = _no_answer[0] if _no_answer else "HF_HUB_OFFLINE is set"
             raise InputOutputFailed(
                 f"{what} is not in the local cache, and {constants.ENDPOINT} could not be reached ({why}). "

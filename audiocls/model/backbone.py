@@ -162,7 +162,7 @@ def open_backbone(name: str, revision: str | None = None, *, with_labels: bool =
         if is_missing_path(name):
             raise UserError(f"There is no folder {name}.")
         commit = commit_of("model", name, revision)
-    with loading(f"The model {name}"):
+    with loading(f"The model {name}", is_local=Path(name).is_dir()):
         config = read_config(name, revision, with_labels=with_labels)
         feature_extractor = read_feature_extractor(name, revision, config)
     backbone = Backbone(name, revision, config, feature_extractor, commit)
@@ -252,7 +252,11 @@ def tried(loaded: LoadedModel) -> LoadedModel:
     model, backbone, was_training = loaded.model, loaded.backbone, loaded.model.training
     if backbone.max_samples is None:
         waveform = np.linspace(-1, 1, backbone.min_samples, dtype=np.float32)
-        with loading(f"The model {backbone.name}"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with (
+            loading(f"The model {backbone.name}", is_local=True),
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+        ):
             logits = model.eval()(**loaded.collator()([(waveform, 0)]).inputs).logits
             if not logits.isfinite().all():
                 raise UserError(f"{backbone.name} gives scores that are not finite: its config is wrong.")
@@ -268,7 +272,7 @@ def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
     from transformers import AutoModelForAudioClassification
 
     name, config = backbone.name, backbone.config
-    with loading(f"The model {name}"):
+    with loading(f"The model {name}", is_local=Path(name).is_dir()):
         files = weight_files(name, partial(model_file, name, backbone.revision))
         if not files:
             raise missing(name, " or ".join(WEIGHTS))
