@@ -23,7 +23,7 @@ from audiocls.storage import open_regular
 
 FindFile = Callable[[str], Path | None]  # a file of the model by its name; None where it has none
 
-MOST_JSON_BYTES = 20 * 2**20
+MOST_JSON_BYTES = 5 * 2**20
 MOST_LABELS = 100_000
 MOST_LIST_ITEMS = 1_000
 MOST_SHARDS = 1_000

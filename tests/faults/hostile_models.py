@@ -385,6 +385,11 @@ def main() -> int:
         if good.code != 0:
             print(good.stderr.decode(errors="replace"))
             return 1
+        # The watch is awake: what it must not miss ends the process.
+        for work in (lambda: os.system("true"), lambda: (clean / "README.md").open("w") and 0):
+            if (seen := in_child(watched(work, clean))).code != 99:
+                print(f"the audit hook missed something: {seen}")
+                return 1
         for number, (case, expected, spoil) in enumerate(all_cases(arguments.count, arguments.seed)):
             here = workplace / f"{number:04d}"
             model = shutil.copytree(clean, here / "model")
