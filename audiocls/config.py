@@ -429,7 +429,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise InputOutputFailed(f"--config {path} cannot be read: {error}.") from None
     try:
         settings = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is not valid {path.suffix[1:] or 'json'}: {error}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"--config {path} must hold names and values, as {{'epochs': 5}}.")

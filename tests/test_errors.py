@@ -1,10 +1,13 @@
 """One line for the reader: whatever a name, a label or an argument holds."""
 
 import subprocess
+from pathlib import Path
 
-from data_helpers import run_script
+import pytest
+from data_helpers import assert_one_line_error, run_script
 
-from audiocls.errors import LONGEST_LINE, one_line
+from audiocls.errors import LONGEST_LINE, InputOutputFailed, one_line
+from audiocls.training.run_folder import check_same
 
 
 def test_one_line_shows_what_a_terminal_would_obey() -> None:
@@ -23,6 +26,17 @@ def test_an_argument_with_escapes_or_too_long_is_told_in_one_plain_line() -> Non
             assert done.returncode == 2
             assert done.stderr.count("\n") == 1
             assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_a_config_file_or_a_run_that_is_nested_without_end_is_told_in_one_line(tmp_path: Path) -> None:
+    for suffix in ("json", "toml"):
+        (tmp_path / f"deep.{suffix}").write_text("a = " * (suffix == "toml") + "[" * 100_000)
+        done = run_script("train.py", "--demo", "--config", str(tmp_path / f"deep.{suffix}"))
+        assert_one_line_error(done, 2, f"deep.{suffix} is not valid {suffix}")
+    for content in ("[" * 100_000, "[]", '{"config": 1}'):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(InputOutputFailed, match="Is it a run's"):
+            check_same(tmp_path, {"config": {"seed": 1}})
 
 
 def test_what_a_library_prints_does_not_mix_with_results() -> None:
