@@ -11,7 +11,7 @@ FAULTS = Path(__file__).parent / "faults"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("driver", "count"), [("hostile_audio", 16), ("hostile_models", 6), ("damaged_checkpoints", 10)]
+    ("driver", "count"), [("hostile_audio", 12), ("hostile_models", 5), ("damaged_checkpoints", 8)]
 )
 def test_hostile_input_breaks_no_promise(driver: str, count: int) -> None:
     command = [sys.executable, str(FAULTS / f"{driver}.py"), "--count", str(count)]
