@@ -34,6 +34,7 @@ def main() -> int:
         top_k=config.top_k,
         batch_size=config.batch_size,
         max_seconds=config.max_seconds,
+        max_decode_seconds=config.max_decode_seconds,
         window_seconds=config.window,
         hop_seconds=config.hop,
         aggregate=config.aggregate,

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Callable
@@ -97,6 +98,9 @@ class TrainConfig:
     )
     max_seconds: float | None = option(
         1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0, maximum=86_400
+    )
+    max_decode_seconds: float = option(
+        600.0, "refuse a recording of which more would be decoded", group=DATA, above=0, maximum=86_400
     )
     max_bad_clips: float = option(
         0.05, "end before training when more than this part does not decode", group=DATA, minimum=0, maximum=1
@@ -274,6 +278,9 @@ class InferConfig:
         above=0,
         maximum=86_400,
     )
+    max_decode_seconds: float = option(
+        600.0, "refuse a recording of which more would be decoded", above=0, maximum=86_400
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
     precision: str = option(
         "fp32",
@@ -379,7 +386,8 @@ def is_missing_path(name: str) -> bool:
         or name.count("/") > 1
         or name.lower().endswith(MANIFEST_SUFFIXES)
     )
-    return is_path and not Path(name).expanduser().exists()
+    # Not Path.exists, which raises over a name that is too long.
+    return is_path and not os.path.exists(Path(name).expanduser())  # noqa: PTH110
 
 
 def device_problems(device: str) -> list[str]:
@@ -530,7 +538,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise InputOutputFailed(f"--config {path} cannot be read: {error}.") from None
     try:
         settings = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--config {path} is not valid {path.suffix[1:] or 'json'}: {error}.") from None
     if not isinstance(settings, dict):
         raise UserError(f"--config {path} must hold names and values, as {{'epochs': 5}}.")

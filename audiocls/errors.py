@@ -1,5 +1,6 @@
 """Mistakes that are not bugs: one line for the reader, one exit code for the shell."""
 
+import io
 import sys
 from collections.abc import Callable
 
@@ -10,6 +11,8 @@ INPUTS_REFUSED = 3
 INPUT_OUTPUT_FAILED = 4
 NUMBERS_BROKE = 5
 STOPPED = 143
+
+LONGEST_LINE = 4_000  # characters: an argument or a label may be of any length
 
 
 class UserError(Exception):
@@ -48,13 +51,16 @@ class Stopped(BaseException):
 
 def exit_code_of(main: Callable[[], int]) -> int:
     """Run `main` and return the process's exit code, a UserError printed as one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no name or label fails to be printed
     try:
         return main()
     except UserError as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
         return error.exit_code
     except (Stopped, KeyboardInterrupt) as stop:
-        print(str(stop) or "stopped", file=sys.stderr)
+        print(one_line(str(stop)) or "stopped", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:  # the reader of our output left (`infer.py ... | head`)
         sys.stderr.close()
@@ -62,5 +68,11 @@ def exit_code_of(main: Callable[[], int]) -> int:
 
 
 def one_line(text: str) -> str:
-    """`text` on one line, with control characters (a file's name may hold any) made visible."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.splitlines()))
+    """`text` on one line of bounded length, with what a terminal obeys (a name may hold it) made visible.
+
+    That is control characters, those of C1 and the marks that turn text around included.
+    """
+    text = " ".join(text.splitlines())
+    if len(text) > LONGEST_LINE:
+        text = f"{text[:LONGEST_LINE]}... ({len(text)} characters)"
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -12,8 +12,6 @@ from audiocls.errors import InputOutputFailed, UserError
 from audiocls.storage import MANIFEST
 
 # Read when the libraries are imported, so set before.
-# For a repository without safetensors, transformers would ask a converter service for a pull request.
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
@@ -56,6 +54,17 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
     except Exception as error:  # the client lets several libraries' errors through: no useful answer
         constants.HF_HUB_OFFLINE = True
         _no_answer.append(first_line(error))
+        return None
+
+
+def hub_file(name: str, filename: str, revision: str | None) -> Path | None:
+    """A file of a model on the Hub, in the Hub's local cache; None where it has none of that name."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, filename, revision=revision))
+    except EntryNotFoundError:
         return None
 
 
@@ -115,7 +124,7 @@ def push(folder: Path, name: str) -> str:
 
 
 @contextlib.contextmanager
-def loading(what: str) -> Iterator[None]:
+def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
     """Turn the many ways in which the libraries fail to load `what` into one line that says what to do."""
     try:
         yield
@@ -124,7 +133,7 @@ def loading(what: str) -> Iterator[None]:
     except Exception as error:
         from huggingface_hub import constants
 
-        if constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE and not is_local:
             why = _no_answer[0] if _no_answer else "HF_HUB_OFFLINE is set"
             raise InputOutputFailed(
                 f"{what} is not in the local cache, and {constants.ENDPOINT} could not be reached ({why}). "

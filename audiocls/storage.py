@@ -1,11 +1,14 @@
 """Files and folders that are complete or absent."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,6 +16,19 @@ from audiocls.errors import InputOutputFailed
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+
+
+class NotRegular(OSError):
+    """A folder, a pipe, a device: no file with a beginning and an end."""
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """A regular file, open to be read; there is no moment between check and open. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe must not block
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegular(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 @contextlib.contextmanager
@@ -105,7 +121,7 @@ def finish_swap(folder: Path) -> None:
 def damage(folder: Path) -> str | None:
     """Why a folder is not what its manifest says; None where it is."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        files = read_manifest(folder)["files"]
         for name, expected in files.items():
             if Path(name).name != name:
                 return f"its manifest names a file outside: {name}"
@@ -113,7 +129,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"it cannot be read: {error}"
     return None
 
@@ -121,14 +137,23 @@ def damage(folder: Path) -> str | None:
 def manifest_of(folder: Path) -> dict[str, Any]:
     """A folder's manifest; empty where it has none."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        return read_manifest(folder)
+    except (OSError, ValueError, RecursionError):
         return {}
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    with open_regular(folder / MANIFEST) as file:
+        manifest = json.load(file)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{MANIFEST} holds no JSON object")
+    return manifest
+
+
 def describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def fsync(path: Path) -> None:

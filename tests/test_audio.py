@@ -11,7 +11,7 @@ import soundfile
 import torch
 from data_helpers import noise, write_wav
 
-from audiocls.data.audio import BadAudio, decode, frames_needed, mono
+from audiocls.data.audio import BadAudio, decode, frames_needed, mono, resample, resampled
 from audiocls.torchaudio_guard import import_torchaudio
 
 FORMATS = {  # suffix: the rates written, the least common ones included
@@ -178,3 +178,74 @@ def test_a_header_that_promises_more_than_the_file_holds_gives_what_is_there(tmp
     path = write_wav(tmp_path / "cut.wav", seconds=1, rate=16_000)
     path.write_bytes(path.read_bytes()[:16_044])  # half of it
     assert len(decode(path, 16_000).waveform) == 8_000
+
+
+# What a hostile file may cost
+
+
+def test_more_than_the_cap_is_refused_and_says_what_to_type_but_its_beginning_is_heard(
+    tmp_path: Path,
+) -> None:
+    path = write_wav(tmp_path / "long.wav", seconds=3, rate=8_000)
+    with pytest.raises(BadAudio, match=r"longer than 2 s.*--max-decode-seconds.*--max-seconds"):
+        decode(path, 16_000, max_decode_seconds=2)
+    heard = decode(path, 16_000, 16_000, max_decode_seconds=2)
+    assert (len(heard.waveform), heard.seconds) == (16_000, 3)
+    assert len(decode(path, 16_000, max_decode_seconds=3).waveform) == 48_000
+
+
+def test_a_header_is_not_believed_when_it_claims_centuries(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(8_000), 16_000)
+    content = bytearray(path.read_bytes())
+    content[21:26] = bytes([content[21] | 15]) + b"\xff" * 4  # STREAMINFO's 36 bits of frames
+    path.write_bytes(content)
+    assert decode(path, 16_000, 4_000).seconds == 4_000 / 16_000
+
+
+@pytest.mark.parametrize(("from_rate", "to_rate"), [(44_100, 16_000), (8_000, 16_000), (48_000, 16_000)])
+@pytest.mark.parametrize("frames", [1, 999, 30_000])
+def test_resampling_in_pieces_is_resampling_at_once(
+    from_rate: int, to_rate: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiocls.data.audio.PIECE_SAMPLES", 1_000)
+    whole = noise(frames)[:, 0]
+    pieces = list(resampled(np.array_split(whole, frames // 300 + 1), from_rate, to_rate))
+    assert len(pieces) > 5 or frames < 30_000
+    np.testing.assert_allclose(np.concatenate(pieces), resample(whole, from_rate, to_rate), atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype", "rate", "channels", "why"),
+    [
+        ("MAT5", "FLOAT", 16_000, 1, "MAT5 with FLOAT.*ffmpeg"),
+        ("AU", "G721_32", 8_000, 1, "G721_32"),
+        ("WAV", "PCM_16", 384_000, 64, "64 channels at 384000 Hz"),
+    ],
+)
+def test_rare_codecs_and_absurd_formats_are_refused(
+    tmp_path: Path, format: str, subtype: str, rate: int, channels: int, why: str
+) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(900, channels), rate, format=format, subtype=subtype)
+    with pytest.raises(BadAudio, match=why):
+        decode(tmp_path / "a.wav", 16_000)
+
+
+def test_values_that_would_overflow_in_a_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadAudio, match="1e\\+06 times full scale"):
+        decode(with_samples(tmp_path / "a.wav", np.array([0, -1e20, 0], np.float32)), 16_000)
+
+
+def test_a_broken_mp3_is_decoded_in_silence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.mp3"
+    soundfile.write(path, noise(32_000), 16_000)
+    content = bytearray(path.read_bytes())
+    for place in np.random.default_rng(0).integers(500, len(content), 300):
+        content[place] = 255 - content[place]
+    path.write_bytes(content)
+    soundfile.read(path)
+    assert capfd.readouterr().err  # libmpg123's words
+    decode(path, 16_000)
+    assert capfd.readouterr() == ("", "")
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"

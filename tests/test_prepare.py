@@ -355,7 +355,7 @@ def test_clips_that_are_trained_on_and_tested_with_are_said(tmp_path: Path) -> N
     folder = write_class_folders(tmp_path / "sounds", {"cat": 3, "dog": 3})
     data = prepare(config_for(folder, test_dataset=str(folder)))
     (note,) = data.notes
-    assert note == "4 of the test clips are trained on too: their scores flatter the model"
+    assert note.startswith("4 of the test clips are trained on too: their scores flatter the model (/")
 
 
 def test_a_clip_without_a_group_is_refused_where_groups_divide(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ from data_helpers import noise
 from test_architectures import LABELS, spread_logits, waveforms
 from transformers import AutoModelForAudioClassification
 
-from audiocls.data.audio import BadAudio, decode, resample
+from audiocls.data.audio import BadAudio, decode, resample, resampled
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.inference.recordings import Hearing, in_blocks
-from audiocls.inference.windows import first, resampled, windows
+from audiocls.inference.windows import first, windows
 from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 

@@ -5,8 +5,7 @@ import functools
 import io
 import math
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,8 @@ import numpy as np
 import soundfile
 import torch
 
+from audiocls.data.quiet import quiet_stderr
+from audiocls.storage import NotRegular, open_regular
 from audiocls.torchaudio_guard import import_torchaudio
 
 Waveform = np.ndarray  # float32 [samples]
@@ -22,10 +23,22 @@ Waveform = np.ndarray  # float32 [samples]
 READABLE = set("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav".split())
 AUDIO_SUFFIXES = READABLE | {"aac", "amr", "m4a", "mka", "mp4", "webm", "wma"}
 
+# What of libsndfile's is decoded, after its names: the containers and codecs of recordings, and no rarities.
+CONTAINERS = set("AIFF AU CAF FLAC MP3 NIST OGG RF64 W64 WAV WAVEX".split())
+CODECS = set(
+    "ALAC_16 ALAC_20 ALAC_24 ALAC_32 ALAW DOUBLE FLOAT GSM610 IMA_ADPCM MPEG_LAYER_I MPEG_LAYER_II "
+    "MPEG_LAYER_III MS_ADPCM OPUS PCM_16 PCM_24 PCM_32 PCM_S8 PCM_U8 ULAW VORBIS".split()
+)
+
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 64
+MAX_VALUES_PER_SECOND = 64 * 16_000  # 64 channels at 16 kHz, 10 at 96 kHz, 2 at 384 kHz
+MAX_VALUE = 1e6  # of full scale: beyond it, float32 overflows when a model squares and sums
+MAX_DECODE_SECONDS = 600.0
+MAX_CLAIMED_SECONDS = 7 * 86_400  # a header that says more is not believed
 MAX_KERNEL_VALUES = 20_000_000  # of the resampler, 80 MB
-BLOCK_FRAMES = 2**18  # decoded at a time
+BLOCK_VALUES = 2**18  # decoded at a time, over all channels
+PIECE_SAMPLES = 2**18  # resampled at a time
 
 
 class BadAudio(ValueError):
@@ -46,32 +59,60 @@ class Decoded:
     channels: int
 
 
-def decode(audio: Path | bytes, sampling_rate: int, max_samples: int | None = None) -> Decoded:
+def decode(
+    audio: Path | bytes,
+    sampling_rate: int,
+    max_samples: int | None = None,
+    max_decode_seconds: float = MAX_DECODE_SECONDS,
+) -> Decoded:
     """The recording as mono float32 at `sampling_rate`, no longer than `max_samples`.
 
     Only the part that is heard is decoded, and its samples are those that decoding everything would give.
-    Raises BadAudio for what does not decode, holds no samples, or holds values that are not finite.
+    Raises BadAudio for what does not decode, holds no samples, values that are not finite, or more than
+    `max_decode_seconds` of what is to be heard.
     """
+    num_frames = 0
+
+    def check_decoded(frames: float) -> None:
+        if frames > max_decode_seconds * rate:
+            raise BadAudio(
+                f"is longer than {max_decode_seconds:g} s, the most that is decoded: raise "
+                "--max-decode-seconds, or hear only its beginning with --max-seconds"
+            )
+
+    def counted(blocks: Iterable[Waveform]) -> Iterator[Waveform]:
+        nonlocal num_frames
+        for block in blocks:
+            num_frames += len(block)
+            check_decoded(num_frames)
+            yield block
+
     with open_audio(audio, sampling_rate) as file:
-        rate, channels, total = file.samplerate, file.channels, file.frames
+        rate, channels, claimed = file.samplerate, file.channels, file.frames
         wanted = None if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
-        samples = np.concatenate([np.zeros(0, np.float32), *blocks(file, wanted)])
-    if not len(samples):
+        if file.format == "OGG":  # slow to decode, and its length is not a claim but its last page's place
+            check_decoded(min(claimed, math.inf if wanted is None else wanted))
+        pieces = list(resampled(counted(blocks(file, wanted)), rate, sampling_rate))
+    if not num_frames:
         raise BadAudio("holds no audio")
     # A header may promise more or less than the file holds.
-    seconds = (len(samples) if wanted is None else max(total, len(samples))) / rate
-    return Decoded(resample(samples, rate, sampling_rate)[:max_samples], seconds, rate, channels)
+    is_cut = num_frames == wanted and claimed <= MAX_CLAIMED_SECONDS * rate
+    seconds = (max(claimed, num_frames) if is_cut else num_frames) / rate
+    return Decoded(np.concatenate(pieces)[:max_samples], seconds, rate, channels)
 
 
 @contextlib.contextmanager
 def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFile]:
     """A recording that can be resampled to `to_rate`, open to be read; what goes wrong within is BadAudio."""
     try:
-        with opened(audio) as content, soundfile.SoundFile(content) as file:
+        with quiet_stderr, opened(audio) as content, soundfile.SoundFile(content) as file:
+            check_codec(file.format, file.subtype)
             check_format(file.samplerate, file.channels, to_rate)
             yield file
     except FileNotFoundError:
         raise BadAudio("is not there") from None
+    except NotRegular:
+        raise BadAudio("is not a regular file") from None
     except OSError as error:
         raise UnreadableAudio(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
     except soundfile.LibsndfileError as error:
@@ -80,13 +121,13 @@ def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFil
 
 
 def blocks(file: soundfile.SoundFile, frames: int | None = None) -> Iterator[Waveform]:
-    """The file's first `frames` (None: all) in mono as read, float32 [BLOCK_FRAMES] but for the last.
+    """The file's first `frames` (None: all) in mono as read, float32 [samples], a bounded part at a time.
 
     What a header claims is never allocated. Raises BadAudio for values that are not finite.
     """
     remaining = math.inf if frames is None else frames
     while remaining > 0:
-        read = file.read(int(min(BLOCK_FRAMES, remaining)), dtype="float32", always_2d=True)
+        read = file.read(int(min(BLOCK_VALUES // file.channels, remaining)), dtype="float32", always_2d=True)
         if not len(read):
             return
         yield mono(read)
@@ -101,26 +142,23 @@ def opened(audio: Path | bytes) -> Iterator[io.BytesIO | int]:
         return
     if "\0" in str(audio):
         raise BadAudio("has a NUL in its name")
-    descriptor = os.open(audio, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a FIFO must not block
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise BadAudio("is not a regular file")
-        # soundfile closes what it is given.
-        yield os.dup(descriptor)
-    finally:
-        os.close(descriptor)
+    with open_regular(audio) as file:
+        yield os.dup(file.fileno())  # soundfile closes what it is given
 
 
 def mono(samples: np.ndarray) -> Waveform:
     """float32 [samples] of [samples] or [samples, channels]: the channels' mean.
 
-    Raises BadAudio for what is empty or not finite.
+    Raises BadAudio for what is empty, not finite or absurdly large.
     """
     samples = np.asarray(samples, np.float32)
     if samples.size == 0:
         raise BadAudio("holds no audio")
-    if not np.isfinite(samples).all():
+    low, high = samples.min(), samples.max()  # each NaN where there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise BadAudio("holds samples that are not finite")
+    if low < -MAX_VALUE or high > MAX_VALUE:
+        raise BadAudio(f"holds samples beyond {MAX_VALUE:g} times full scale")
     if samples.ndim > 2:
         raise BadAudio(f"has {samples.ndim} dimensions, not [samples] or [samples, channels]")
     return samples if samples.ndim == 1 else samples.mean(axis=1)
@@ -134,6 +172,37 @@ def resample(waveform: Waveform, from_rate: int, to_rate: int) -> Waveform:
         return resampler(from_rate, to_rate)(torch.from_numpy(waveform)).numpy()
 
 
+def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Iterator[Waveform]:
+    """Pieces of what `resample` would make of all the blocks together, at bounded memory.
+
+    A piece is resampled with so much before and after it as the filter hears, in whole periods of the two
+    rates, and its own part is kept.
+    """
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    divisor = math.gcd(from_rate, to_rate)
+    period, new_period = from_rate // divisor, to_rate // divisor
+    margin = math.ceil(filter_half_width(from_rate, to_rate) / period)  # in periods, as the next two
+    piece = max(1, PIECE_SAMPLES // period)
+    before = 0
+    waiting, num_waiting = [], 0
+    for block in blocks:
+        waiting.append(block)
+        num_waiting += len(block)
+        if num_waiting < (before + piece + margin) * period:
+            continue
+        rest = np.concatenate(waiting)
+        while len(rest) >= (before + piece + margin) * period:
+            new = resample(rest[: (before + piece + margin) * period], from_rate, to_rate)
+            yield new[before * new_period : (before + piece) * new_period].copy()
+            rest = rest[(before + piece - margin) * period :]
+            before = margin
+        waiting, num_waiting = [rest], len(rest)
+    if waiting:
+        yield resample(np.concatenate(waiting), from_rate, to_rate)[before * new_period :]
+
+
 @functools.lru_cache(maxsize=32)
 def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
     torchaudio = import_torchaudio()
@@ -141,11 +210,20 @@ def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
     return torchaudio.transforms.Resample(from_rate, to_rate, dtype=torch.float32)
 
 
+def check_codec(container: str, codec: str) -> None:
+    if container not in CONTAINERS or codec not in CODECS:
+        raise BadAudio(
+            f"is {container} with {codec}, which is not read here (convert it: ffmpeg -i FILE FILE.wav)"
+        )
+
+
 def check_format(rate: int, channels: int, to_rate: int) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise BadAudio(f"has a rate of {rate} Hz, outside {MIN_RATE} to {MAX_RATE} Hz")
     if channels > MAX_CHANNELS:
         raise BadAudio(f"has {channels} channels, more than {MAX_CHANNELS}")
+    if channels * rate > MAX_VALUES_PER_SECOND:
+        raise BadAudio(f"has {channels} channels at {rate} Hz, too many at such a rate")
     divisor = math.gcd(rate, to_rate)
     # One filter for each of the new rate's phases, as long as the old rate's period and more.
     width = filter_half_width(rate, to_rate)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,13 +26,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import BadAudio, UnreadableAudio, Waveform, decode
+from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, Waveform, decode
 from audiocls.data.measure import Measured, measure
 from audiocls.data.sources import Clip
 
 FORMAT = 2  # raised when what is stored changes its meaning
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
-CHUNK = 32  # clips decoded before the next write: bounds the memory
+CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -76,18 +77,26 @@ class Waveforms:
     errors: dict[int, str]  # clip -> why it cannot be used
     measured: list[Measured | None]  # for the audit; None for one that cannot be used
     cache: FlatFile | None  # None where it could not be written: clips are then decoded when asked for
+    max_decode_seconds: float = MAX_DECODE_SECONDS
 
     def __getitem__(self, index: int) -> Waveform:
         if self.cache is None:
-            return decode(self.clips[index].audio.read(), self.sampling_rate, self.max_samples).waveform
+            audio = self.clips[index].audio.read()
+            return decode(audio, self.sampling_rate, self.max_samples, self.max_decode_seconds).waveform
         return self.cache[index]
 
 
 def decode_all(
-    clips: list[Clip], sampling_rate: int, max_samples: int | None, cache_dir: Path, *, progress: bool = False
+    clips: list[Clip],
+    sampling_rate: int,
+    max_samples: int | None,
+    cache_dir: Path,
+    *,
+    max_decode_seconds: float = MAX_DECODE_SECONDS,
+    progress: bool = False,
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
-    folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples)
+    folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
@@ -96,9 +105,11 @@ def decode_all(
     errors = {}
     measured: list[Measured | None] = [None] * len(clips)
     may_recover = False
-    results = decoded(clips, sampling_rate, max_samples)
-    with CacheWriter(folder) as cache:
-        bar = tqdm(results, "decoding", len(clips), disable=not progress, leave=False)
+    results = decoded(clips, sampling_rate, max_samples, max_decode_seconds)
+    # A stderr of the bar's own: while anything is decoded, descriptor 2 leads nowhere.
+    terminal = os.fdopen(os.dup(2), "w") if progress else contextlib.nullcontext(sys.stderr)
+    with CacheWriter(folder) as cache, terminal as file:
+        bar = tqdm(results, "decoding", len(clips), disable=not progress, leave=False, file=file)
         for index, result in enumerate(bar):
             if isinstance(result, BadAudio):
                 errors[index] = str(result)
@@ -113,12 +124,19 @@ def decode_all(
             cache.publish({**lengths, "errors": errors, "measured": measures})
     with contextlib.suppress(*DAMAGED):
         return open_cache(folder, clips, sampling_rate, max_samples)
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, cache=None)
+    return Waveforms(
+        clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, None, max_decode_seconds
+    )
 
 
-def cache_key(clips: list[Clip], sampling_rate: int, max_samples: int | None) -> str:
+def cache_key(
+    clips: list[Clip],
+    sampling_rate: int,
+    max_samples: int | None,
+    max_decode_seconds: float = MAX_DECODE_SECONDS,
+) -> str:
     identities = [clip.audio.identity() for clip in clips]
-    made_from = json.dumps([FORMAT, sampling_rate, max_samples, identities])
+    made_from = json.dumps([FORMAT, sampling_rate, max_samples, max_decode_seconds, identities])
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
@@ -186,7 +204,7 @@ class CacheWriter:
 
 
 def decoded(
-    clips: list[Clip], sampling_rate: int, max_samples: int | None
+    clips: list[Clip], sampling_rate: int, max_samples: int | None, max_decode_seconds: float
 ) -> Iterator[tuple[Waveform, float, Measured] | BadAudio]:
     """For each clip in order its waveform, whole length in seconds and measures, or why there are none.
 
@@ -195,7 +213,7 @@ def decoded(
 
     def one(clip: Clip) -> tuple[Waveform, float, Measured] | BadAudio:
         try:
-            heard = decode(clip.audio.read(), sampling_rate, max_samples)
+            heard = decode(clip.audio.read(), sampling_rate, max_samples, max_decode_seconds)
         except BadAudio as error:
             return error
         measured = measure(heard.waveform, sampling_rate, heard.rate, heard.channels)
@@ -204,7 +222,8 @@ def decoded(
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(num_cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    num_workers = min(num_cores or 1, CHUNK)
+    with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             for start in range(0, len(clips), CHUNK):
                 yield from pool.map(one, clips[start : start + CHUNK])

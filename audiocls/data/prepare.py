@@ -55,7 +55,14 @@ def prepare_data(
     chosen = choose_clips(config, cache_dir)
     labels, notes = chosen.labels, chosen.notes
     clips = [*chosen.train, *chosen.evaluation, *chosen.test]
-    waveforms = decode_all(clips, sampling_rate, max_samples, cache_dir, progress=progress)
+    waveforms = decode_all(
+        clips,
+        sampling_rate,
+        max_samples,
+        cache_dir,
+        max_decode_seconds=config.max_decode_seconds,
+        progress=progress,
+    )
     good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
 
     ends = np.cumsum([len(chosen.train), len(chosen.evaluation)])
@@ -80,10 +87,11 @@ def prepare_data(
         note_cut(waveforms, max_samples, heard, notes)
     if waveforms.cache is None:
         notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are heard")
-    trained = {clips[row].path for row in train_rows}
+    trained = {clips[row].audio.content() for row in train_rows}
     for rows, what in ((eval_rows, "evaluation"), (test_rows, "test")):
-        if twice := sum(clips[row].path in trained for row in rows):
-            notes.append(f"{twice} of the {what} clips are trained on too: their scores flatter the model")
+        if twice := [clips[row].path for row in rows if clips[row].audio.content() in trained]:
+            flatter = f"trained on too: their scores flatter the model ({named(twice, 3)})"
+            notes.append(f"{len(twice)} of the {what} clips are {flatter}")
 
     number = {label: id for id, label in enumerate(labels)}
     label_ids = np.array([number[clip.label] for clip in clips])
@@ -198,9 +206,9 @@ def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
         )
 
 
-def named(labels: list[str]) -> str:
-    more = f" and {len(labels) - 10} more" if len(labels) > 10 else ""
-    return ", ".join(labels[:10]) + more
+def named(labels: list[str], most: int = 10) -> str:
+    more = f" and {len(labels) - most} more" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + more
 
 
 def leave_out_bad(

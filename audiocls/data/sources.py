@@ -5,8 +5,6 @@ as text, and notes (a line each) about what was assumed or passed over.
 """
 
 import contextlib
-import csv
-import json
 import os
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from audiocls import __version__
 from audiocls.config import MANIFEST_SUFFIXES, is_missing_path
 from audiocls.data.audio import AUDIO_SUFFIXES
 from audiocls.data.demo import write_demo
+from audiocls.data.manifest import clip_files, note_repeated, read_manifest
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.hub import commit_of, loading
 from audiocls.storage import failing_as
@@ -33,7 +32,6 @@ SPLIT_FOLDERS = {
     "test": "test",
     "testing": "test",
 }
-MISSING = "\0missing"  # stands for a cell that a row of a csv lacks
 # Tried where no column is named: the guide's, then other obvious names.
 GUIDE_COLUMNS = {"audio": "audio", "label": "intent_class"}
 AUDIO_COLUMNS = ("audio", "path", "file", "file_name", "filename", "wav", "audio_path")
@@ -54,6 +52,10 @@ class HubAudio:
     def identity(self) -> list:
         return [self.rows._fingerprint, self.index]
 
+    def content(self) -> tuple:
+        """The same for the same row."""
+        return (self.rows._fingerprint, self.index)
+
 
 @dataclass(frozen=True)
 class FileAudio:
@@ -71,6 +73,14 @@ class FileAudio:
         except OSError:
             return [str(self.path)]
         return [str(self.path), status.st_size, status.st_mtime_ns, status.st_ino]
+
+    def content(self) -> tuple:
+        """The same for two paths that lead to one file."""
+        try:
+            status = self.path.stat()
+        except OSError:
+            return (str(self.path),)
+        return (status.st_dev, status.st_ino)
 
 
 @dataclass(frozen=True)
@@ -204,39 +214,19 @@ def load_manifest(name: str, path: Path, columns: Columns) -> Source:
     label_column = find_column("label", columns.label, LABEL_COLUMNS, there, source)
     group_column = find_column("group", columns.group, (), there, source) if columns.group else None
     unlabelled = 0
-    for number, row in enumerate(rows, start=1):
-        if not row.get(audio_column):
-            raise UserError(f"{name}: row {number} names no file in the column {audio_column!r}.")
+    files = clip_files(path, rows, audio_column)
+    source.notes += note_repeated(path, files)
+    for row, file in zip(rows, files, strict=True):
         label = label_text(row.get(label_column))
         if label is None:
             unlabelled += 1
             continue
-        file = path.parent / str(row[audio_column])  # an absolute path replaces the folder
         split = str(row.get("split") or "train").lower()
         group = label_text(row.get(group_column)) if group_column else None
         clips = source.splits.setdefault(SPLIT_FOLDERS.get(split, split), [])
         clips.append(Clip(str(file), FileAudio(file), label, group))
     note_unlabelled(source, unlabelled)
     return source
-
-
-def read_manifest(path: Path) -> list[dict[str, Any]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".jsonl":
-                rows = [json.loads(line) for line in file if line.strip()]
-            else:
-                separator = "\t" if path.suffix.lower() == ".tsv" else ","
-                rows = list(csv.DictReader(file, delimiter=separator, strict=True, restval=MISSING))
-    except OSError as error:
-        raise InputOutputFailed(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is not a valid {path.suffix[1:]} file: {error}.") from None
-    for number, row in enumerate(rows, start=1):
-        # csv puts cells beyond the header under None.
-        if not isinstance(row, dict) or None in row or MISSING in row.values():
-            raise UserError(f"{path}: row {number} has not one cell for each column.")
-    return rows
 
 
 # A data set on the Hub

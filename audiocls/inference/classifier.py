@@ -1,7 +1,7 @@
 """Files or waveforms -> labels and scores, as the Hugging Face pipeline scores them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from audiocls.config import AGGREGATES
-from audiocls.data.audio import Waveform
+from audiocls.data.audio import MAX_DECODE_SECONDS, Waveform
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.loader import Example
 from audiocls.devices import autocast, pick_device, pick_precision
@@ -97,6 +97,7 @@ class Classifier:
         top_k: int = 5,
         batch_size: int | None = None,
         max_seconds: float | None = None,
+        max_decode_seconds: float = MAX_DECODE_SECONDS,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
         aggregate: str = "mean",
@@ -111,6 +112,7 @@ class Classifier:
             batch_size: recordings or windows in a forward pass; None: 1 on a CPU, where padding costs more
                 than batches save, else 8.
             max_seconds: hear only the beginning.
+            max_decode_seconds: refuse a file of which more would have to be decoded at once, without windows.
             window_seconds: classify windows of this length, each as if it were given alone, then the
                 recording by them. Window k begins at k hops. One that the recording ends within is moved back
                 to end with it; a recording shorter than a window is one window.
@@ -122,7 +124,10 @@ class Classifier:
         A recording that cannot be used is a Prediction with an `error`. Raises UserError for options that do
         not fit the model, and for a waveform without `sampling_rate`.
         """
-        hearing = self.hearing(sampling_rate, max_seconds, window_seconds, hop_seconds)
+        hearing = replace(
+            self.hearing(sampling_rate, max_seconds, window_seconds, hop_seconds),
+            max_decode_seconds=max_decode_seconds,
+        )
         batch_size = (1 if self.device.type == "cpu" else 8) if batch_size is None else batch_size
         if top_k < 1 or batch_size < 1:
             raise UserError("top_k and batch_size must be above 0.")

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import csv
-import io
 import json
 import os
 import sys
@@ -127,11 +126,16 @@ def as_text(prediction: Prediction) -> str:
 
 @contextlib.contextmanager
 def results_file(output: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that is complete or absent."""
+    """Standard output, for the results alone, or a file that is complete or absent.
+
+    What anything else prints meanwhile, a C library for one, goes to stderr.
+    """
     if output is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="surrogateescape")  # a file's name need not be UTF-8
-        yield sys.stdout
+        sys.stdout.flush()
+        # A file's name need not be UTF-8.
+        with os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape") as stdout:
+            os.dup2(2, 1)
+            yield stdout
         return
     with complete_file(Path(output).expanduser()) as file:
         yield file

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audiocls.data.audio import (
+    MAX_DECODE_SECONDS,
     BadAudio,
     Waveform,
     blocks,
@@ -18,10 +19,11 @@ from audiocls.data.audio import (
     mono,
     open_audio,
     resample,
+    resampled,
 )
 from audiocls.data.sources import Clip
 from audiocls.errors import UserError, one_line
-from audiocls.inference.windows import first, resampled, windows
+from audiocls.inference.windows import first, windows
 
 # A path, an encoded file's bytes, a waveform [samples] or [samples, channels], or a data set's clip.
 Recording = str | Path | bytes | np.ndarray | Tensor | Clip
@@ -37,6 +39,7 @@ class Hearing:
     waveform_rate: int | None = None  # of arrays, in Hz
     window_seconds: float | None = None  # None: no windows
     hop_seconds: float = 0.0
+    max_decode_seconds: float = MAX_DECODE_SECONDS  # of a recording that is not heard in windows
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def whole(recording: Recording, hearing: Hearing) -> Waveform:
     """What is heard of the recording, at the model's rate. Raises BadAudio."""
     if isinstance(recording, np.ndarray | Tensor):
         return from_array(recording, hearing)[: hearing.max_samples]
-    return decode(encoded(recording), hearing.rate, hearing.max_samples).waveform
+    return decode(encoded(recording), hearing.rate, hearing.max_samples, hearing.max_decode_seconds).waveform
 
 
 def in_blocks(recording: Recording, hearing: Hearing) -> Iterator[Waveform]:

@@ -1,4 +1,4 @@
-"""Long recordings in bounded memory: resampled block by block, cut into windows as they come."""
+"""Long recordings in bounded memory: cut into windows as they are read."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -8,32 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiocls.data.audio import BadAudio, Waveform, filter_half_width, resample
-
-
-def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Iterator[Waveform]:
-    """`resample` of the blocks' concatenation, in blocks: float32 [samples].
-
-    The resampler works in periods: `before` samples in, `after` samples out, of which each hears a margin of
-    periods to both sides. A period is given out when the margin behind it is there.
-    """
-    if from_rate == to_rate:
-        yield from blocks
-        return
-    divisor = math.gcd(from_rate, to_rate)
-    before, after = from_rate // divisor, to_rate // divisor
-    margin = math.ceil(filter_half_width(from_rate, to_rate) / before)  # in periods
-    held = np.zeros(0, np.float32)  # begins with `heard` periods that have been given out
-    heard = 0
-    for block in blocks:
-        held = np.concatenate([held, block])
-        ready = len(held) // before - margin
-        if ready > heard:
-            yield resample(held, from_rate, to_rate)[heard * after : ready * after]
-            kept = min(ready, margin)
-            held, heard = held[(ready - kept) * before :], kept
-    if len(held):
-        yield resample(held, from_rate, to_rate)[heard * after :]
+from audiocls.data.audio import BadAudio, Waveform
 
 
 def first(blocks: Iterable[Waveform], max_samples: int | None) -> Iterator[Waveform]:

@@ -3,17 +3,27 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from audiocls.config import is_missing_path
-from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator, WaveformCollator
+from audiocls.data.loader import (
+    Collator,
+    Example,
+    FeatureCollator,
+    SpectrogramCollator,
+    WaveformCollator,
+)
 from audiocls.errors import UserError
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.model.padding import make_padding_invariant
+from audiocls.model.settings import missing, model_file, read_config, read_feature_extractor
 from audiocls.model.spec_augment import SpecAugment
+from audiocls.model.trust import WEIGHTS, read_tensors, weight_files
 from audiocls.model.wav2vec2 import read_saved
 from audiocls.torchaudio_guard import import_torchaudio
 
@@ -42,6 +52,9 @@ TINY: dict[str, Any] = {
     "classifier_proj_size": 128,
 }
 TINY_FEATURE_EXTRACTOR = {"sampling_rate": 16_000, "do_normalize": True, "return_attention_mask": True}
+
+MOST_NEW_VALUES = 50_000_000  # that a model may have beside those in its files: a head of its own
+MOST_SECONDS_A_FRAME = 60
 
 # What a pretrained backbone may lack, or have in another shape: it is learned here.
 HEAD = ("projector.", "classifier.", "layer_weights")
@@ -140,16 +153,17 @@ class LoadedModel:
         )
 
 
-def open_backbone(name: str, revision: str | None = None) -> Backbone:
+def open_backbone(name: str, revision: str | None = None, *, with_labels: bool = False) -> Backbone:
     """The config and the feature extractor of `name`: a Hub id, a folder, or 'tiny'.
+
+    `with_labels`: of a fine-tuned model, whose labels are then checked and kept.
 
     Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
     """
     # transformers imports torchaudio for AST's filter banks: where it is broken, ours must be there first.
     with contextlib.suppress(ModuleNotFoundError):
         import_torchaudio()
-    from transformers import AutoConfig, AutoFeatureExtractor, Wav2Vec2Config, Wav2Vec2FeatureExtractor
-    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor
 
     quiet_transformers()
     if name == "tiny":
@@ -161,20 +175,31 @@ def open_backbone(name: str, revision: str | None = None) -> Backbone:
         if is_missing_path(name):
             raise UserError(f"There is no folder {name}.")
         commit = commit_of("model", name, revision)
-    with loading(f"The model {name}"):
-        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-        if config.model_type not in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES:
-            known = ", ".join(sorted(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES))
-            raise UserError(
-                f"{name} is a {config.model_type}, not one that classifies audio. These do: {known}."
-            )
-        feature_extractor = AutoFeatureExtractor.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        )
-    # Set in the published config of wav2vec2-base. It costs a quarter to a half of the speed.
-    if getattr(config, "gradient_checkpointing", False):
-        del config.gradient_checkpointing
-    return Backbone(name, revision, config, feature_extractor, commit)
+    with loading(f"The model {name}", is_local=Path(name).is_dir()):
+        config = read_config(name, revision, with_labels=with_labels)
+        feature_extractor = read_feature_extractor(name, revision, config)
+    backbone = Backbone(name, revision, config, feature_extractor, commit)
+    check_window(backbone)
+    return backbone
+
+
+def check_window(backbone: Backbone) -> None:
+    """Raises UserError where config and feature extractor do not fit, or one frame hears absurdly much."""
+    config, extractor = backbone.config, backbone.feature_extractor
+    seconds = backbone.min_samples / backbone.sampling_rate
+    if seconds > MOST_SECONDS_A_FRAME:
+        raise UserError(f"{backbone.name} needs {seconds:g} s of audio for one frame: its config is wrong.")
+    made: tuple = ()  # bins and frames of a spectrogram, where its length is fixed
+    expected: tuple = ()
+    match config.model_type:
+        case "whisper":
+            made = (extractor.feature_size, extractor.nb_max_frames)
+            expected = (config.num_mel_bins, 2 * config.max_source_positions)  # a stride of 2 halves them
+        case "audio-spectrogram-transformer":
+            made = (extractor.num_mel_bins, extractor.max_length)
+            expected = (config.num_mel_bins, config.max_length)
+    if made != expected:
+        raise UserError(f"{backbone.name}: preprocessor_config.json makes {made} and config.json {expected}.")
 
 
 def load_for_training(
@@ -210,7 +235,7 @@ def load_for_training(
     notes = []
     if report["unexpected_keys"]:
         notes.append(f"{name}: {first_of(sorted(report['unexpected_keys']))} are not used")
-    return LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model), notes)
+    return tried(LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model), notes))
 
 
 def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
@@ -221,8 +246,9 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
     if saved := read_saved(Path(name)):
         model, feature_extractor = saved
         backbone = Backbone(name, revision, model.config, feature_extractor)
-        return LoadedModel(model, backbone, make_padding_invariant(model))
-    backbone = open_backbone(name, revision)
+        check_window(backbone)
+        return tried(LoadedModel(model, backbone, make_padding_invariant(model)))
+    backbone = open_backbone(name, revision, with_labels=True)
     model, report = load_weights(backbone)
     wrong = [
         *report["missing_keys"],
@@ -233,23 +259,56 @@ def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
         raise UserError(
             f"{name} is not a fine-tuned classifier: {first_of(sorted(wrong))} are missing or do not fit."
         )
-    return LoadedModel(model.eval(), backbone, make_padding_invariant(model))
+    return tried(LoadedModel(model.eval(), backbone, make_padding_invariant(model)))
+
+
+def tried(loaded: LoadedModel) -> LoadedModel:
+    """The model, after it has heard the shortest clip: a config can ask for what only a forward pass shows.
+
+    A model of a fixed window, for which that would take long, was checked by `check_window`.
+    """
+    model, backbone, was_training = loaded.model, loaded.backbone, loaded.model.training
+    if backbone.max_samples is None:
+        waveform = np.linspace(-1, 1, backbone.min_samples, dtype=np.float32)
+        with (
+            loading(f"The model {backbone.name}", is_local=True),
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+        ):
+            logits = model.eval()(**loaded.collator()([Example(waveform)]).inputs).logits
+            if not logits.isfinite().all():
+                raise UserError(f"{backbone.name} gives scores that are not finite: its config is wrong.")
+        model.train(was_training)
+    return loaded
 
 
 def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    """The model in float32, whatever it is stored in, and transformers' report on what fitted."""
+    """The model in float32, whatever it is stored in, and transformers' report on what fitted.
+
+    Raises UserError where the weights are not plain finite tensors, or far fewer than the config describes.
+    """
     from transformers import AutoModelForAudioClassification
 
-    with loading(f"The model {backbone.name}"):
-        return AutoModelForAudioClassification.from_pretrained(
-            backbone.name,
-            config=backbone.config,
-            revision=backbone.revision,
+    name, config = backbone.name, backbone.config
+    with loading(f"The model {name}", is_local=Path(name).is_dir()):
+        files = weight_files(name, partial(model_file, name, backbone.revision))
+        if not files:
+            raise missing(name, " or ".join(WEIGHTS))
+        tensors = read_tensors(files)
+        model_class = AutoModelForAudioClassification._model_mapping[type(config)]
+        with torch.device("meta"):
+            described = sum(tensor.numel() for tensor in model_class(config).state_dict().values())
+        if described > (there := sum(tensor.numel() for tensor in tensors.values())) + MOST_NEW_VALUES:
+            raise UserError(f"{name}: its config describes {described:,} weights, its files hold {there:,}.")
+        model, report = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported, and judged by our callers
             output_loading_info=True,
-            trust_remote_code=False,
         )
+    return model, report
 
 
 def first_of(names: Sequence[str]) -> str:

@@ -5,7 +5,6 @@ It reads what `transformers.Wav2Vec2ForSequenceClassification` writes and gives 
 file needs. Training, and every other architecture, has the model of transformers.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from audiocls.errors import UserError
+from audiocls.model.trust import known_fields, labels_in, read_json, read_tensors
 
 EXTRACTOR_SETTINGS = ("sampling_rate", "do_normalize", "padding_value", "return_attention_mask")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
@@ -183,28 +184,30 @@ def read_saved(folder: Path) -> tuple[Wav2Vec2, SimpleNamespace] | None:
     Whoever asks then lets transformers load it, or say what is wrong.
     """
     try:
-        config = SimpleNamespace(**read_json(folder / "config.json"))
+        path, weights = folder / "config.json", folder / "model.safetensors"
+        values = read_json(path)
+        config = SimpleNamespace(**known_fields(values, values.keys() - {"id2label", "label2id"}, path))
         settings = read_json(folder / "preprocessor_config.json")
+        settings = known_fields(settings, settings, folder / "preprocessor_config.json")
         if (
-            config.architectures != ["Wav2Vec2ForSequenceClassification"]
+            config.model_type != "wav2vec2"
+            or config.architectures != ["Wav2Vec2ForSequenceClassification"]
             or settings["feature_extractor_type"] != "Wav2Vec2FeatureExtractor"
+            or {type(settings[name]) for name in ("do_normalize", "return_attention_mask")} != {bool}
+            or type(settings["sampling_rate"]) is not int
             or getattr(config, "add_adapter", False)
             or getattr(config, "adapter_attn_dim", None) is not None
         ):
             return None
-        config.id2label = {int(id): label for id, label in config.id2label.items()}
+        config.id2label = dict(enumerate(labels_in(values, path)))
         config.problem_type = getattr(config, "problem_type", None)
         feature_extractor = SimpleNamespace(**{name: settings[name] for name in EXTRACTOR_SETTINGS})
         with torch.device("meta"):
             model = Wav2Vec2(config)
-        model.load_state_dict(with_plain_weights(load_file(folder / "model.safetensors")), assign=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
+        model.load_state_dict(with_plain_weights(read_tensors([weights])), assign=True)
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
         return None
     return model.eval().requires_grad_(False), feature_extractor
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def with_plain_weights(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

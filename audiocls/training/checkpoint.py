@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -23,6 +23,7 @@ from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel, save_model
 from audiocls.reporting.run_log import Window, say
 from audiocls.storage import complete_folder, damage, failing_as, finish_swap, manifest_of, write_text
+from audiocls.training.verified import checked, read_checkpoint
 
 TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
 
@@ -82,11 +83,11 @@ def export_best(run_folder: Path, step: int) -> None:
     """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`, unless they are."""
     best, folder = run_folder / "best", step_folder(run_folder, step)
     finish_swap(best)
-    if manifest_of(best).get("step") != step or damage(best):
+    if not is_whole(best, step):
         with complete_folder(best, step=step) as unfinished:
-            for file in folder.iterdir():
-                if file.name not in TRAINING_FILES:
-                    shutil.copy(file, unfinished)
+            for name in manifest_of(folder)["files"]:
+                if name not in TRAINING_FILES:
+                    shutil.copy(folder / name, unfinished)
     with failing_as(folder):
         predictions = (folder / "predictions.jsonl").read_text(encoding="utf-8")
     write_text(run_folder / "predictions.jsonl", predictions)
@@ -101,18 +102,25 @@ def load_newest(
     """
     folders = step_folders(run_folder)
     for folder in reversed(folders):
-        if why := damage(folder):
-            say(f"note: {folder} is passed over: {why}")
+        try:
+            saved = read_checkpoint(folder, model, scaler.state_dict())
+            state = checked(TrainState, saved.state)
+            check_position(state)
+            check_best(run_folder, state.best_step)
+        except ValueError as error:
+            say(f"note: {folder} is passed over: {error}")
             continue
-        saved = json.loads((folder / "training_state.json").read_text())
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-        load_optimizer_tensors(model, optimizer, load_file(folder / "optimizer.safetensors"))
-        scaler.load_state_dict(saved["scaler"])
-        state = TrainState(**saved["state"] | {"window": Window(**saved["state"]["window"])})
+        model.load_state_dict(saved.weights)
+        load_optimizer_tensors(model, optimizer, saved.optimizer)
+        scaler.load_state_dict(saved.scaler)
         for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
             shutil.rmtree(later, ignore_errors=True)
-        if state.best_step is not None:  # the run may have ended between the save and the export
+        # The run may have ended between the save and the export.
+        if state.best_step is not None and is_whole(
+            step_folder(run_folder, state.best_step), state.best_step
+        ):
             export_best(run_folder, state.best_step)
+        state.log_bytes = whole_records(run_folder / "metrics.jsonl", state.log_bytes)
         return state
     if folders:
         raise InputOutputFailed(
@@ -120,6 +128,42 @@ def load_newest(
         )
     say(f"{run_folder} holds no checkpoint yet: starting at step 0")
     return TrainState()
+
+
+def check_position(state: TrainState) -> None:
+    """Raises ValueError where the counts of a state cannot all be true."""
+    in_whole_epochs = state.step - state.step_in_epoch
+    if state.epoch == 0:
+        agree = in_whole_epochs == 0
+    else:
+        agree = in_whole_epochs % state.epoch == 0 and in_whole_epochs // state.epoch >= state.step_in_epoch
+    if not agree or state.steps_taken > state.step or (state.best_step or 0) > state.step:
+        raise ValueError("training_state.json: its counts of steps and epochs do not agree")
+    if (state.best_step is None) != (state.best_score is None):
+        raise ValueError("training_state.json: it has a best step or a best score without the other")
+
+
+def check_best(run_folder: Path, step: int | None) -> None:
+    """Raises ValueError where the best model so far, of `step`, is neither in its checkpoint nor in best/."""
+    finish_swap(run_folder / "best")
+    folders = (run_folder / "best", step_folder(run_folder, step or 0))
+    if step is not None and not any(is_whole(folder, step) for folder in folders):
+        raise ValueError(f"the best so far, {step_folder(run_folder, step).name}, is damaged or gone")
+
+
+def is_whole(folder: Path, step: int) -> bool:
+    """Whether a folder is what its manifest says, and of that step."""
+    return manifest_of(folder).get("step") == step and damage(folder) is None
+
+
+def whole_records(log: Path, num_bytes: int) -> int:
+    """How much of metrics.jsonl to keep: `num_bytes`, or the whole lines where less of it is left."""
+    with failing_as(log):
+        content = log.read_bytes() if log.exists() else b""
+    if len(content) >= num_bytes:
+        return num_bytes
+    say(f"note: {log} is shorter than it was: records are lost")
+    return content.rfind(b"\n") + 1
 
 
 def step_folders(run_folder: Path) -> list[Path]:

@@ -155,7 +155,7 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
             for name in ("precision", "label2id", "split_fingerprint")
             if before[name] != run[name]
         ]
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputOutputFailed(f"{folder / 'run.json'} cannot be read: {error}. Is it a run's?") from None
     if changes:
         raise UserError(f"{folder} cannot be resumed, it would be another run: {'; '.join(changes)}.")

@@ -1,0 +1,170 @@
+"""What is read of a model that anybody may have made: known fields, plain tensors, and nothing that runs.
+
+Of a model's files only these are opened: config.json and preprocessor_config.json, of which the fields of a
+known class are kept (others name code to fetch and run: `auto_map`, `attn_implementation`,
+`quantization_config`), and the weights: safetensors or, where that is all there is, a `pytorch_model.bin`,
+unpickled into tensors only. transformers is given what was read and never sees the files.
+
+Whatever does not fit is a UserError in one line.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from audiocls.data.audio import MAX_RATE, MIN_RATE
+from audiocls.errors import InputOutputFailed, UserError
+from audiocls.storage import open_regular
+
+FindFile = Callable[[str], Path | None]  # a file of the model by its name; None where it has none
+
+MOST_JSON_BYTES = 5 * 2**20
+MOST_LABELS = 100_000
+MOST_LIST_ITEMS = 1_000
+MOST_SHARDS = 1_000
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each also as shards, with an index of them
+
+# What a number may be, by its field's name: the first pattern that fits counts. Wide for any real model,
+# narrow enough that building what is described takes neither hours nor memory that the weights do not show.
+LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("sampling_rate", MIN_RATE, MAX_RATE),
+    (".*dropout.*|.*layerdrop|.*_prob", 0, 1),
+    (".*layers", 0, 256),
+    (".*positions|.*position_embeddings|max_length|n_fft", 1, 20_000),
+    ("mask_.*_length|.*kernel.*|.*stride|.*dilation|patch_size", 1, 1_024),
+    ("hop_length|feature_size|num_mel_bins", 1, 1_024),
+    ("chunk_length", 1, 60),  # seconds
+    ("mean|std|padding_value", -1e6, 1e6),
+    (".*_id|.*tokens", -100, 1e7),
+    (".*", 0, 1e7),
+)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a regular file of bounded size, all its numbers finite."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(MOST_JSON_BYTES + 1)
+        if len(content) > MOST_JSON_BYTES:
+            raise ValueError(f"it is larger than {MOST_JSON_BYTES // 2**20} MiB")
+        value = json.loads(content, parse_constant=finite, parse_float=finite)
+    except OSError as error:
+        raise InputOutputFailed(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return value
+
+
+def finite(text: str) -> float:
+    """The number; json takes NaN, Infinity and 1e999 for numbers too."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def known_fields(values: dict[str, Any], known: Iterable[str], path: Path) -> dict[str, Any]:
+    """Those of `values` that are `known`: single values, or short lists of them, within LIMITS."""
+    kept = {name: values[name] for name in known if name in values}
+    for name, value in kept.items():
+        items = value if isinstance(value, list) else [value]
+        if len(items) > MOST_LIST_ITEMS or any(isinstance(item, list | dict) for item in items):
+            raise UserError(f"{path}: {name} is not a value or a short list of them.")
+        low, high = next((low, high) for pattern, low, high in LIMITS if re.fullmatch(pattern, name))
+        for item in items:
+            if isinstance(item, int | float) and not isinstance(item, bool) and not low <= item <= high:
+                raise UserError(f"{path}: {name} is {item:g}, outside {low:g} to {high:g}.")
+    return kept
+
+
+def labels_in(config: dict[str, Any], path: Path) -> list[str]:
+    """The labels of a fine-tuned model in the order of its outputs: `id2label`, one for each of 0, 1, 2..."""
+    id2label = config.get(
+        "id2label", {"0": "LABEL_0", "1": "LABEL_1"}
+    )  # what transformers takes its lack for
+    if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MOST_LABELS:
+        raise UserError(f"{path}: id2label is not a map of 1 to {MOST_LABELS} labels.")
+    labels = [label for id in range(len(id2label)) if isinstance(label := id2label.get(str(id)), str)]
+    if len(labels) < len(id2label):
+        raise UserError(f"{path}: id2label has not one label, a text, for each of 0 to {len(id2label) - 1}.")
+    if len(set(labels)) < len(labels):
+        (twice, _), *_ = Counter(labels).most_common()
+        raise UserError(f"{path}: id2label has the label {twice!r} twice.")
+    return labels
+
+
+def weight_files(name: str, find: FindFile) -> list[Path]:
+    """The files that hold the weights; of shards, all that the index names. None where there are none."""
+    for weights in WEIGHTS:
+        if file := find(weights):
+            return [file]
+        if index := find(f"{weights}.index.json"):
+            weight_map = read_json(index).get("weight_map")
+            shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+            suffix = Path(weights).suffix
+            if not 1 <= len(shards) <= MOST_SHARDS:
+                raise UserError(f"{index} names {len(shards)} files, not 1 to {MOST_SHARDS}.")
+            for shard in shards:
+                if Path(shard).name != shard or not shard.endswith(suffix):
+                    raise UserError(f"{index} names {shard!r}, which is no {suffix} file beside it.")
+            files = [(shard, find(shard)) for shard in sorted(shards)]
+            if missing := [shard for shard, file in files if file is None]:
+                raise UserError(f"{name} lacks {missing[0]}, which its index names.")
+            return [file for _, file in files if file is not None]
+    return []
+
+
+def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
+    """The tensors by name, mapped rather than read where the format allows it; their values are finite."""
+    tensors: dict[str, Any] = {}
+    for file in files:
+        try:
+            with open_regular(file):
+                pass
+            loaded = load_tensors(file)
+        except OSError as error:
+            raise InputOutputFailed(f"{file} cannot be read: {error.strerror or error}.") from None
+        except Exception as error:  # safetensors and torch raise many kinds over a broken file
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{file} does not hold tensors alone, or is damaged: {why}") from None
+        check_tensors(loaded, str(file))
+        tensors |= loaded
+    return tensors
+
+
+def load_tensors(file: Path) -> Any:
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    import zipfile
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about pickles that are not its own: they fail next
+        # Mapped: no part of the archive is unpacked. torch's format of before 2020 is no archive.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def check_tensors(tensors: Any, what: str) -> None:
+    """Raises UserError for anything but plain tensors by name, no larger than what they hold, all finite."""
+    import torch
+
+    if not isinstance(tensors, dict):
+        raise UserError(f"{what} holds no tensors by name.")
+    for name, tensor in tensors.items():
+        plain = isinstance(name, str) and isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+        # One that is expanded from few values would be as large as it says once it is copied.
+        if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{what}: {name} is no plain tensor.")
+        if tensor.is_floating_point() and tensor.numel():
+            least, most = (tensor.float() if tensor.itemsize < 2 else tensor).aminmax()
+            if not (torch.isfinite(least) and torch.isfinite(most)):
+                raise UserError(f"{what}: {name} holds values that are not finite.")

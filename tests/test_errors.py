@@ -1,0 +1,53 @@
+"""One line for the reader: whatever a name, a label or an argument holds."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from data_helpers import assert_one_line_error, run_script
+
+from audiocls.errors import LONGEST_LINE, InputOutputFailed, one_line
+from audiocls.training.run_folder import check_same
+
+
+def test_one_line_shows_what_a_terminal_would_obey() -> None:
+    text = "a\nb\r\x1b[2J\x9b31m\u202e\u2066\x00\x7f\udce9 caf\u00e9"
+    assert one_line(text) == "a b \\x1b[2J\\x9b31m\\u202e\\u2066\\x00\\x7f\\udce9 caf\u00e9"
+
+
+def test_one_line_has_an_end() -> None:
+    assert len(one_line("x" * 10**6)) < LONGEST_LINE + 100
+
+
+def test_an_argument_with_escapes_or_too_long_is_told_in_one_plain_line() -> None:
+    for name in ("./\x1b[31m\nred\u202e", "./" + "x" * 5_000, "/" + "y/" * 3_000):
+        for arguments in (("--dataset", name), ("--demo", "--model", name), ("--demo", f"--{name}")):
+            done = run_script("train.py", *arguments)
+            assert done.returncode == 2
+            assert done.stderr.count("\n") == 1
+            assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_a_config_file_or_a_run_that_is_nested_without_end_is_told_in_one_line(tmp_path: Path) -> None:
+    for suffix in ("json", "toml"):
+        (tmp_path / f"deep.{suffix}").write_text("a = " * (suffix == "toml") + "[" * 100_000)
+        done = run_script("train.py", "--demo", "--config", str(tmp_path / f"deep.{suffix}"))
+        assert_one_line_error(done, 2, f"deep.{suffix} is not valid {suffix}")
+    for content in ("[" * 100_000, "[]", '{"config": 1}'):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(InputOutputFailed, match="Is it a run's"):
+            check_same(tmp_path, {"config": {"seed": 1}})
+
+
+def test_what_a_library_prints_does_not_mix_with_results() -> None:
+    code = """
+import os
+from audiocls.inference.output import results_file
+with results_file(None) as file:
+    file.write("result \\u00e9\\n")
+    os.write(1, b"a library\\n")
+    print("another")
+"""
+    done: subprocess.CompletedProcess[str] = run_script("-c", code)
+    assert done.stdout == "result \u00e9\n"
+    assert done.stderr.splitlines() == ["a library", "another"]

@@ -1,0 +1,155 @@
+"""What a model folder may say, and what is taken of it; the whole of it is in faults/hostile_models.py."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from audiocls.errors import UserError
+from audiocls.model.backbone import (
+    LoadedModel,
+    load_for_inference,
+    load_for_training,
+    open_backbone,
+    save_model,
+)
+from audiocls.model.settings import NOT_KEPT
+from audiocls.model.trust import check_tensors, known_fields, labels_in, read_json, weight_files
+
+MakeModel = Callable[..., LoadedModel]
+HERE = Path("config.json")
+
+
+@pytest.fixture
+def saved(build_model: MakeModel, tmp_path: Path) -> Path:
+    """A fine-tuned model's folder."""
+    save_model(build_model(), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_config_of_known_fields_is_what_transformers_reads(saved: Path) -> None:
+    theirs = AutoConfig.from_pretrained(saved).to_dict()
+    ours = open_backbone(str(saved), with_labels=True).config.to_dict()
+    ignored = NOT_KEPT - {"id2label", "label2id", "problem_type"} | {"_name_or_path"}
+    assert {key for key in theirs if theirs[key] != ours.get(key)} <= ignored
+
+
+def test_a_config_cannot_name_code_or_change_what_forward_returns(saved: Path) -> None:
+    evil = {
+        "auto_map": {"AutoConfig": "evil.Evil"},
+        "attn_implementation": "evil/kernel",
+        "return_dict": False,
+    }
+    edit(saved / "config.json", **evil, quantization_config={"quant_method": "gptq"}, trust_remote_code=True)
+    config = load_for_inference(str(saved)).model.config
+    assert config.return_dict is True
+    assert not {"auto_map", "quantization_config", "trust_remote_code"} & set(config.to_dict())
+    assert config._attn_implementation == "sdpa"
+
+
+def test_json_is_finite_shallow_regular_and_of_bounded_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    for text in ('{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', "[" * 100_000, "[]", "", "\ud800"):
+        path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError):
+            read_json(path)
+    path.write_text('{"a": [1, 2.5]}')
+    assert read_json(path) == {"a": [1, 2.5]}
+    monkeypatch.setattr("audiocls.model.trust.MOST_JSON_BYTES", 5)
+    with pytest.raises(UserError, match="larger"):
+        read_json(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a regular file"):
+        read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_hidden_layers", 10**9),
+        ("conv_stride", [0, 1]),
+        ("attention_dropout", 1.5),
+        ("sampling_rate", 10**9),
+        ("hidden_size", -1),
+        ("chunk_length", 10**6),
+        ("hidden_act", {"a": 1}),
+        ("conv_dim", [1] * 5_000),
+    ],
+)
+def test_a_setting_outside_its_limits_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=name):
+        known_fields({name: value}, [name], HERE)
+    assert known_fields({name: value}, ["other"], HERE) == {}
+
+
+def test_labels_are_one_text_for_each_number_and_none_twice() -> None:
+    assert labels_in({"id2label": {"1": "b", "0": "a"}}, HERE) == ["a", "b"]
+    for id2label in ({"0": "a", "1": "a"}, {"0": "a", "2": "b"}, {"0": 1}, {}, ["a"], {"00": "a"}):
+        with pytest.raises(UserError, match="id2label"):
+            labels_in({"id2label": id2label}, HERE)
+
+
+@pytest.mark.parametrize("shard", ["../a.safetensors", "/a.safetensors", "a/b.safetensors", "..", "a.bin"])
+def test_an_index_names_only_files_beside_it(tmp_path: Path, shard: str) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": shard}}))
+    files = {index.name: index}
+    with pytest.raises(UserError, match="names"):
+        weight_files("x", lambda name: files.get(name, tmp_path / name if "/" in name else None))
+
+
+def test_tensors_are_plain_finite_and_no_larger_than_what_they_hold() -> None:
+    check_tensors({"a": torch.ones(2), "b": torch.zeros(0), "c": torch.ones(2, dtype=torch.bfloat16)}, "x")
+    bad = (
+        torch.tensor([1, float("nan")]),
+        torch.tensor([float("-inf")]).half(),
+        torch.zeros(1).expand(10**9),
+        torch.zeros(2).to_sparse(),
+        1,
+    )
+    for value in bad:
+        with pytest.raises(UserError):
+            check_tensors({"a": value}, "x")
+
+
+def test_more_weights_than_the_files_hold_are_refused_before_they_are_made(saved: Path) -> None:
+    edit(saved / "config.json", hidden_size=2**16, intermediate_size=2**20)  # 2 x 150 billion
+    for load in (load_for_inference, lambda name: load_for_training(open_backbone(name), ["a", "b"], seed=0)):
+        with pytest.raises(UserError, match="describes"):
+            load(str(saved))
+
+
+def test_what_only_a_forward_pass_shows_wrong_is_refused(saved: Path) -> None:
+    weights = load_file(saved / "model.safetensors")
+    for name in ("projector.weight", "classifier.weight"):
+        weights[name].fill_(3e38)  # finite, and the scores are not
+    save_file(weights, saved / "model.safetensors")
+    with pytest.raises(UserError, match="scores that are not finite"):
+        load_for_inference(str(saved))
+
+
+def test_a_feature_extractor_of_another_class_or_rate_is_refused(saved: Path) -> None:
+    path = saved / "preprocessor_config.json"
+    for changes in (
+        {"sampling_rate": 0},
+        {"sampling_rate": "16000"},
+        {"feature_extractor_type": "Evil"},
+    ):
+        before = path.read_text()
+        edit(path, **changes)
+        with pytest.raises(UserError, match="preprocessor_config"):
+            open_backbone(str(saved))
+        path.write_text(before)
