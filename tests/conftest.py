@@ -12,6 +12,8 @@ os.environ |= {
     "XDG_CACHE_HOME": f"{TEST_HOME.name}/cache",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # The suite runs on all cores: more threads than that slow torch down many times over.
+    "OMP_NUM_THREADS": "1",
 }
 
 from audiocls.torchaudio_guard import import_torchaudio
@@ -88,12 +90,6 @@ RANDOM: dict[str, Any] = {
 
 
 # The process
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    """Two cores are what a test may count on; more threads than cores slow torch down many times over."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -320,7 +320,7 @@ def note_unlabelled(source: Source, count: int) -> None:
 
 def label_order(labels: Iterable[str]) -> list[str]:
     """The distinct labels, sorted; whole numbers in the order of their values."""
-    distinct = set(labels)
+    distinct = sorted(set(labels))
     if all(label.removeprefix("-").isdecimal() for label in distinct):
-        return sorted(distinct, key=int)
-    return sorted(distinct)
+        distinct.sort(key=int)  # "01" and "1" stay in the order of their names
+    return distinct
