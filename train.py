@@ -4,16 +4,14 @@ import sys
 
 from audiocls.config import parse_train
 from audiocls.errors import OK, exit_code_of
+from audiocls.signals import StopSignal
 
 
 def main() -> int:
+    stop = StopSignal()
     config = parse_train(sys.argv[1:])
 
     # Only from here on anything heavy is imported.
-    from audiocls.signals import StopSignal
-
-    stop = StopSignal()
-
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device

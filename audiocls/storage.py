@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
+
 from audiocls.errors import InputOutputFailed
 
 MANIFEST = "manifest.json"
@@ -134,5 +136,6 @@ def failing_as(path: Path) -> Iterator[None]:
     """An operating system's error as one line that names what could not be written."""
     try:
         yield
-    except OSError as error:
-        raise InputOutputFailed(f"{path} could not be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:  # the latter: of a file that safetensors writes
+        why = getattr(error, "strerror", None) or error
+        raise InputOutputFailed(f"{path} could not be written: {why}.") from error

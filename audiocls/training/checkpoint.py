@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from audiocls.config import seconds_of
 from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel, save_model
 from audiocls.reporting.run_log import Window, say
@@ -39,6 +40,7 @@ class TrainState:
     best_score: float | None = None
     best_step: int | None = None
     best_epoch: float | None = None
+    evaluation_is_due: bool = False  # after this step, and a signal came before its scores were there
     log_bytes: int = 0  # length of metrics.jsonl, to which it is cut on resume
     total_steps: int | None = None  # of the plan, which a resumed run may lengthen
     wall_seconds: float = 0.0  # training, evaluating and saving
@@ -61,9 +63,10 @@ def save_checkpoint(
 ) -> None:
     """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and what was best."""
     folder = step_folder(run_folder, state.step)
-    if predictions is None and damage(folder) is None:
+    about = {"step": state.step, "best_step": state.best_step, "evaluation_is_due": state.evaluation_is_due}
+    if predictions is None and about.items() <= manifest_of(folder).items() and damage(folder) is None:
         return  # nothing has happened since it was saved
-    with complete_folder(folder, step=state.step, best_step=state.best_step) as unfinished:
+    with complete_folder(folder, **about) as unfinished:
         save_model(loaded, unfinished)
         save_file(optimizer_tensors(loaded.model, optimizer), unfinished / "optimizer.safetensors")
         training_state = {"state": dataclasses.asdict(state), "scaler": scaler.state_dict()}
@@ -76,6 +79,13 @@ def save_checkpoint(
     for old in folders[:-keep]:
         if manifest_of(old).get("step") not in best_steps:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def is_every(every: int | str | None, step: int, seconds: float) -> bool:
+    """Whether `every`, so many steps or so much time (10m), has come with `step` or is over by `seconds`."""
+    if every is None:
+        return False
+    return step % every == 0 if isinstance(every, int) else seconds >= seconds_of(every)
 
 
 def export_best(run_folder: Path, step: int) -> None:
