@@ -18,6 +18,7 @@ def main() -> int:
     from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
     from audiocls.reporting.run_log import RunLog
     from audiocls.reporting.summary import say_end, say_start
+    from audiocls.training.checkpoint import check_room
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.run_folder import claim_run_folder, write_run
@@ -36,6 +37,7 @@ def main() -> int:
         freeze_feature_encoder(loaded.model, config.model)
     if config.cache_features:
         loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
+    check_room(run_folder, loaded.model)
     write_run(run_folder, config, data, backbone, device)
     say_start(config, data, loaded, device, run_folder)
 

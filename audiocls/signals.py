@@ -20,14 +20,14 @@ class StopSignal:
     """Whether a signal asked the process to stop, and what is done about it.
 
     Until `defer` is called, the signal ends what is going on at once. After it, `requested` is set, and the
-    run leaves where it next asks for a batch, while it waits for one, or at `undefer`. A second Ctrl-C leaves
-    without waiting for anything.
+    run leaves where it next asks for a batch, or while it waits for one. A second Ctrl-C leaves without
+    waiting for anything.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self.leave: Callable[[], NoReturn] | None = (
-            None  # set where signals are deferred: saves, raises Stopped
+            None  # saves, raises Stopped; None: signals are not deferred
         )
         self.at_once = True
         self.process = os.getpid()
@@ -56,12 +56,6 @@ class StopSignal:
         self.leave, self.at_once = leave, False
         if self.requested:
             leave()
-
-    def undefer(self) -> None:
-        """Everything is saved: from here on a signal ends the process at once."""
-        self.leave, self.at_once = None, True
-        if self.requested:
-            raise Stopped("stopped; --resume finishes the run")
 
     def wait_for(self, get: Callable[[], T]) -> T:
         """What `get` returns; where leaving is deferred and asked for, before or meanwhile, that is done."""

@@ -93,6 +93,14 @@ def finish_swap(folder: Path) -> None:
             old.rename(folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Take a folder's name away, then its content: cut short, no half of it is there under that name."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with contextlib.suppress(OSError):
+        folder.rename(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def damage(folder: Path) -> str | None:
     """Why a folder is not what its manifest says; None where it is."""
     try:

@@ -23,7 +23,15 @@ from audiocls.config import seconds_of
 from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel, save_model
 from audiocls.reporting.run_log import Window, say
-from audiocls.storage import complete_folder, damage, failing_as, finish_swap, manifest_of, write_text
+from audiocls.storage import (
+    complete_folder,
+    damage,
+    failing_as,
+    finish_swap,
+    manifest_of,
+    remove_folder,
+    write_text,
+)
 
 TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
 
@@ -49,6 +57,19 @@ class TrainState:
 
 def step_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def check_room(run_folder: Path, model: nn.Module) -> None:
+    """Raises InputOutputFailed where the disk has no room for one checkpoint."""
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    needed = sum(parameter.nbytes for parameter in model.parameters()) + 2 * trained  # AdamW's two moments
+    with failing_as(run_folder):
+        free = shutil.disk_usage(run_folder).free
+    if free < needed:
+        raise InputOutputFailed(
+            f"{run_folder} has room for {free / 1e6:.0f} MB, and a checkpoint takes {needed / 1e6:.0f} MB: make "
+            "room, or name another --output-dir."
+        )
 
 
 def save_checkpoint(
@@ -78,7 +99,7 @@ def save_checkpoint(
     best_steps = {manifest_of(folder).get("best_step") for folder in folders[-keep:]}
     for old in folders[:-keep]:
         if manifest_of(old).get("step") not in best_steps:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old)
 
 
 def is_every(every: int | str | None, step: int, seconds: float) -> bool:
@@ -120,7 +141,7 @@ def load_newest(
         scaler.load_state_dict(saved["scaler"])
         state = TrainState(**saved["state"] | {"window": Window(**saved["state"]["window"])})
         for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
-            shutil.rmtree(later, ignore_errors=True)
+            remove_folder(later)
         if state.best_step is not None:  # the run may have ended between the save and the export
             export_best(run_folder, state.best_step)
         return state

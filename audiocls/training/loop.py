@@ -84,7 +84,7 @@ def train(
         save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
     def leave() -> NoReturn:
-        """After a signal: the gradient of an unfinished step, or the scores of an evaluation, are discarded."""
+        """After a signal: an unfinished step's gradient, or an evaluation's scores, are discarded."""
         save()
         raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
 
@@ -129,7 +129,7 @@ def train(
 
             for micro_batch in range(len(micro_batches)):
                 wait_began = time.perf_counter()
-                # The loader yields exactly these micro-batches, in this order. After a signal it leaves instead.
+                # The loader yields exactly these micro-batches, in this order; after a signal it leaves.
                 batch = next(batches)
                 state.window.data_wait_seconds += time.perf_counter() - wait_began
                 heard_samples += batch.num_samples
@@ -206,7 +206,11 @@ def finish(
 
     Raises NumbersBroke where no evaluation gave a score to choose the best by.
     """
-    stop.undefer()
+
+    def leave() -> NoReturn:
+        raise Stopped("stopped after the last step: --resume finishes the run")
+
+    stop.defer(leave)
     if state.best_step is None:
         raise NumbersBroke(
             "No evaluation had a finite loss: there is no best model. Try a lower --learning-rate."

@@ -25,8 +25,8 @@ from audiocls.storage import failing_as, write_json
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
-    "cache_dir checkpoint_every device epochs log_every max_bad_clips max_steps num_workers output_dir overwrite resume "
-    "save_total_limit".split()
+    "cache_dir checkpoint_every device epochs log_every max_bad_clips max_steps num_workers output_dir "
+    "overwrite resume save_total_limit".split()
 )
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
