@@ -173,8 +173,11 @@ class Loader:
                 try:
                     batch = wait_for(lambda: next(prepared))
                 except WorkerLost as lost:
+                    # It prepares two batches ahead, in turns with the others.
+                    turns = itertools.islice(named, loader.num_workers - 1, loader.num_workers)
+                    clips = " and ".join(self.names(batch) for batch in (numbers, *turns))
                     raise InputOutputFailed(
-                        f"A process that prepares batches {lost}. Waited for {self.names(numbers)}."
+                        f"A process that prepares batches {lost}. It had {clips}."
                     ) from None
                 except BadAudio as error:  # a file that was there when the run began
                     raise InputOutputFailed(

@@ -67,8 +67,8 @@ def check_room(run_folder: Path, model: nn.Module) -> None:
         free = shutil.disk_usage(run_folder).free
     if free < needed:
         raise InputOutputFailed(
-            f"{run_folder} has room for {free / 1e6:.0f} MB, and a checkpoint takes {needed / 1e6:.0f} MB: make "
-            "room, or name another --output-dir."
+            f"{run_folder} has room for {free / 1e6:.0f} MB, and a checkpoint takes {needed / 1e6:.0f} MB: "
+            "make room, or name another --output-dir."
         )
 
 

@@ -1,4 +1,4 @@
-"""The drivers of faults, all or some of them: `python -m tests.faults`, `python -m tests.faults kills --count 20`.
+"""The drivers of faults, all or some: `python -m tests.faults`, `python -m tests.faults kills --count 20`.
 
 Each prints a line for a case that broke a promise and one with its figures; the exit code is 1 where any did.
 """

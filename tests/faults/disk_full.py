@@ -1,4 +1,4 @@
-"""A disk that fills up at any size: exit 4 in one line, what was saved stays whole, with room the run goes on."""
+"""A disk that fills up, at any size: exit 4, what was saved stays whole, and with room the run goes on."""
 
 import resource
 import subprocess

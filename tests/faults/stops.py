@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in every phase of a run, to the process and to its group: in time, nothing left, resumable."""
+"""SIGTERM and Ctrl-C in every phase, to the process and to its group: in time, nothing left, resumable."""
 
 import os
 import random

@@ -1,8 +1,10 @@
 """What the drivers of faults in training share: short runs of the real train.py, each in a fork of its own.
 
-A process start with its imports takes seconds, the runs take one: this process imports everything and computes
-nothing, and each case is a fork of it, the leader of a process group.
+A process start with its imports takes seconds, the runs take one: this process imports everything and
+computes nothing, and each case is a fork of it, the leader of a process group.
 """
+
+# ruff: noqa: E402 - the environment must be set before torch is imported
 
 import argparse
 import atexit

@@ -1,4 +1,4 @@
-"""A DataLoader's worker killed, or stopped: the run ends in time, says on which clips it was, and can go on."""
+"""A DataLoader's worker killed or stopped: the run ends in time, says on which clips it was, can go on."""
 
 import os
 import random
@@ -25,7 +25,7 @@ MOST_SECONDS = LONGEST_WAIT_SECONDS + 10
 
 
 def lose(place: Workplace, run: str, draw: random.Random) -> tuple[str, float, list[str]]:
-    """Kill or stop a worker in a run, and resume that; returns the case in words, its seconds, what is wrong."""
+    """Kill or stop a worker in a run, and resume it; returns the case, its seconds, and what is wrong."""
     how = draw.choice((signal.SIGKILL, signal.SIGSTOP))
     training = draw.random() < 0.7
     then_stop = how == signal.SIGSTOP and draw.random() < 0.5  # SIGTERM, while a batch is waited for
