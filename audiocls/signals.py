@@ -26,9 +26,7 @@ class StopSignal:
 
     def __init__(self) -> None:
         self.requested = False
-        self.leave: Callable[[], NoReturn] | None = (
-            None  # saves, raises Stopped; None: signals are not deferred
-        )
+        self.leave: Callable[[], NoReturn] | None = None  # raises Stopped; None: nothing is deferred
         self.at_once = True
         self.process = os.getpid()
         for number in STOP_SIGNALS:
