@@ -60,15 +60,16 @@ def step_folder(run_folder: Path, step: int) -> Path:
 
 
 def check_room(run_folder: Path, model: nn.Module) -> None:
-    """Raises InputOutputFailed where the disk has no room for one checkpoint."""
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    needed = sum(parameter.nbytes for parameter in model.parameters()) + 2 * trained  # AdamW's two moments
+    """Raises InputOutputFailed where the disk has no room for one checkpoint and the best model."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    moments = 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    needed = 2 * weights + moments
     with failing_as(run_folder):
         free = shutil.disk_usage(run_folder).free
     if free < needed:
         raise InputOutputFailed(
-            f"{run_folder} has room for {free / 1e6:.0f} MB, and a checkpoint takes {needed / 1e6:.0f} MB: "
-            "make room, or name another --output-dir."
+            f"{run_folder} has room for {free / 1e6:.0f} MB, and a checkpoint and the best model take "
+            f"{needed / 1e6:.0f} MB: make room, or name another --output-dir."
         )
 
 
