@@ -39,6 +39,7 @@ class Phase:
     arm: Arm
     most_delay: float  # seconds
     settings: dict[str, Any] = field(default_factory=dict)
+    fresh_cache: bool = False
     may_end: bool = False  # the run may be over when the signal comes
 
 
@@ -90,11 +91,11 @@ def at_end(tell: Callable[[], None], draw: random.Random) -> None:
 
 
 PHASES = {
-    "decoding": Phase(in_decoding, 0.3),
-    "feature caching": Phase(in_caching, 0.3, FEATURES),
+    "decoding": Phase(in_decoding, 0.3, fresh_cache=True),
+    "feature caching": Phase(in_caching, 0.3, FEATURES, fresh_cache=True),
     "training": Phase(in_forward(True, 22), 0.05),
     "evaluation": Phase(in_forward(False, 8), 0.02),
-    "saving": Phase(in_loop("save_checkpoint", 5), 0.03),
+    "saving": Phase(in_loop("save_checkpoint", 5), 0.03, {"checkpoint_every": 3}),
     "exporting the best": Phase(in_loop("export_best", 2), 0.02),
     "final test": Phase(in_loop("finish", 1), 0.1, may_end=True),
     "end": Phase(at_end, 0.1, may_end=True),
@@ -133,11 +134,7 @@ def stop_in(name: str, place: Workplace, number: int, draw: random.Random) -> tu
     """Stop a run in a phase, resume it; returns what is wrong, the case in words, and the seconds it took."""
     phase = PHASES[name]
     num_workers = draw.choice((0, 2))
-    cache = (
-        place.folder / f"cache-{number}"
-        if "ing" in name and phase.most_delay == 0.3
-        else place.folder / "cache"
-    )
+    cache = place.folder / (f"cache-{number}" if phase.fresh_cache else "cache")
     settings = {"num_workers": num_workers, "cache_dir": cache, **phase.settings}
     run = place.folder / f"run-{number}"
     child = Child(place.arguments(run, **settings), lambda tell: phase.arm(tell, draw))

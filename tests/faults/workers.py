@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 from training_runs import (
     Child,
@@ -31,7 +32,7 @@ def lose(place: Workplace, run: str, draw: random.Random) -> tuple[str, float, l
     then_stop = how == signal.SIGSTOP and draw.random() < 0.5  # SIGTERM, while a batch is waited for
     number = draw.randint(1, 12) if training else 1
 
-    def arm(tell) -> None:
+    def arm(tell: Callable[[], None]) -> None:
         from audiocls.data import workers
 
         workers.LONGEST_WAIT_SECONDS = 60.0 if then_stop else LONGEST_WAIT_SECONDS
