@@ -58,6 +58,8 @@ def patient(batches: Iterator[Any]) -> Iterator[Any]:
             if str(error).startswith("DataLoader worker"):  # torch found one dead
                 raise WorkerLost("was killed") from None
             raise
+        except (ConnectionError, EOFError):  # it is just ending
+            raise WorkerLost("was killed") from None
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
         yield batch

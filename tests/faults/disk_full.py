@@ -9,17 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training_runs import (
-    Child,
-    Tally,
-    Workplace,
-    damaged,
-    differences,
-    fingerprint,
-    leftovers,
-    parse,
-    workplace,
-)
+from training_runs import Child, Tally, Workplace, parse, workplace
+from what_is_left import damaged, differences, fingerprint, leftovers
 
 PAGE = 4096
 ENOUGH = 64_000_000  # bytes

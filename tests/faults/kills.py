@@ -8,18 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from training_runs import (
-    Child,
-    Tally,
-    damaged,
-    differences,
-    fingerprint,
-    leftovers,
-    newest_step,
-    parse,
-    reached_step,
-    workplace,
-)
+from training_runs import Child, Tally, parse, workplace
+from what_is_left import damaged, differences, fingerprint, leftovers, newest_step, reached_step
 
 CHECKPOINT_EVERY = 3  # steps; an epoch has 8
 SETTINGS = {"checkpoint_every": CHECKPOINT_EVERY}

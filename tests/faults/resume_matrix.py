@@ -8,17 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from training_runs import (
-    Child,
-    Tally,
-    Workplace,
-    at_forward,
-    differences,
-    fingerprint,
-    leftovers,
-    parse,
-    workplace,
-)
+from training_runs import Child, Tally, Workplace, at_forward, parse, workplace
+from what_is_left import differences, fingerprint, leftovers
 
 # 15 clips in micro-batches of 2: 8 an epoch, which make 8 steps, or 3 of up to 3 micro-batches. 10 clips to
 # evaluate on make 3 batches. Each place is the forward passes of training or evaluation, counted from the

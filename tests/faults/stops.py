@@ -18,14 +18,12 @@ from training_runs import (
     Tally,
     Workplace,
     at_forward,
-    differences,
-    fingerprint,
     group,
-    leftovers,
     parse,
     workplace,
     wrap,
 )
+from what_is_left import differences, fingerprint, leftovers
 
 MOST_SECONDS = 10.0
 STOPPED = 143

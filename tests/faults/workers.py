@@ -12,14 +12,11 @@ from training_runs import (
     Tally,
     Workplace,
     at_forward,
-    damaged,
-    differences,
-    fingerprint,
     group,
-    leftovers,
     parse,
     workplace,
 )
+from what_is_left import damaged, differences, fingerprint, leftovers
 
 LONGEST_WAIT_SECONDS = 2.0  # 120 outside of here
 MOST_SECONDS = LONGEST_WAIT_SECONDS + 10
