@@ -73,13 +73,9 @@ class StopSignal:
 
 def leave_now(number: int = 0, frame: FrameType | None = None) -> None:
     """End the process, and its workers, without another word."""
-    kill_workers()
-    os._exit(STOPPED)
-
-
-def kill_workers() -> None:
     for worker in multiprocessing.active_children():
         worker.kill()
+    os._exit(STOPPED)
 
 
 @contextlib.contextmanager

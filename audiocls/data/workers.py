@@ -6,18 +6,15 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
-from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from audiocls.signals import kill_workers, stop_signals_blocked
+from audiocls.signals import stop_signals_blocked
 
 LONGEST_WAIT_SECONDS = 120.0  # for one batch
 GRACE_SECONDS = 2.0  # for workers to end by themselves
-
-atexit.register(kill_workers)  # multiprocessing would wait for one that is stopped
 
 
 class WorkerLost(Exception):
@@ -35,14 +32,27 @@ def started(loader: DataLoader) -> Iterator[Iterator[Any]]:
         return
     others = multiprocessing.active_children()
     with stop_signals_blocked():
-        batches = iter(loader)
+        batches: Any = iter(loader)
     # torch's own handler would raise the end of a worker in the middle of anything, a save for one.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     workers = [process for process in multiprocessing.active_children() if process not in others]
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    atexit.register(kill)  # after an error: multiprocessing would wait for a worker that is stopped
     try:
         yield patient(batches)
     finally:
-        end(batches, workers)
+        # A worker that ends by itself leaves nothing in shared memory.
+        too_slow = threading.Timer(GRACE_SECONDS, kill)
+        too_slow.start()
+        try:
+            batches._shutdown_workers()
+        finally:
+            too_slow.cancel()
+            atexit.unregister(kill)
 
 
 def patient(batches: Iterator[Any]) -> Iterator[Any]:
@@ -68,18 +78,3 @@ def patient(batches: Iterator[Any]) -> Iterator[Any]:
 def too_long(number: int, frame: FrameType | None) -> None:
     # torch's `timeout` does not reach where it may wait longest: for the shared memory of a stopped worker.
     raise WorkerLost(f"gave nothing for {LONGEST_WAIT_SECONDS:g} s")
-
-
-def end(batches: Any, workers: list[BaseProcess]) -> None:
-    """Let the workers end by themselves, which leaves nothing in shared memory; kill those that do not."""
-
-    def kill() -> None:
-        for worker in workers:
-            worker.kill()
-
-    timer = threading.Timer(GRACE_SECONDS, kill)
-    timer.start()
-    try:
-        batches._shutdown_workers()
-    finally:
-        timer.cancel()
