@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_helpers import ROOT, run_script
 
 from audiocls.data import workers
 from audiocls.data.audio import BadAudio
@@ -108,6 +109,21 @@ def test_workers_live_on_through_signals_to_the_group_and_end_with_the_loop() ->
     heard += [batch.labels.tolist() for batch in batches]
     assert heard == [[0, 1], [2, 3], [4, 5], [6, 7]]
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("happens", ["None", "os.kill(os.getpid(), signal.SIGSTOP)"], ids=["well", "stopped"])
+def test_a_bug_ends_the_process_though_a_frame_still_holds_the_workers(happens: str) -> None:
+    code = f"""
+import os, signal
+from test_workers import batches_of
+batches = iter(batches_of(lambda: {happens}))
+next(batches)
+raise ValueError("a bug")
+"""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests")))
+    done = run_script("-c", code, timeout=30, env=os.environ | {"PYTHONPATH": paths})
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: a bug\n")
 
 
 def test_workers_end_where_a_loop_is_left_in_the_middle() -> None:

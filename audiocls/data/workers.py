@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -42,15 +43,17 @@ def started(loader: DataLoader) -> Iterator[Iterator[Any]]:
             worker.kill()
 
     atexit.register(kill)  # after an error: multiprocessing would wait for a worker that is stopped
+    is_too_late = sys.is_finalizing  # a local: by then modules are empty
     try:
         yield patient(batches)
     finally:
-        # A worker that ends by itself leaves nothing in shared memory.
-        too_slow = threading.Timer(GRACE_SECONDS, kill)
-        too_slow.start()
-        try:
+        if (
+            not is_too_late()
+        ):  # a traceback may hold on to this: the workers are dead, no thread starts any more
+            # A worker that ends by itself leaves nothing in shared memory.
+            too_slow = threading.Timer(GRACE_SECONDS, kill)
+            too_slow.start()
             batches._shutdown_workers()
-        finally:
             too_slow.cancel()
             atexit.unregister(kill)
 
