@@ -45,6 +45,7 @@ def main() -> int:
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
     say_end(config, data, state, test, run_folder)
+    stop.ignore()
     return OK
 
 

@@ -55,6 +55,16 @@ class StopSignal:
         if self.requested:
             leave()
 
+    def undefer(self) -> None:
+        """From here on a signal ends what is going on at once again."""
+        leave, self.leave, self.at_once = self.leave, None, True
+        if self.requested and leave is not None:
+            leave()
+
+    def ignore(self) -> None:
+        """All is done: from here on a signal changes nothing."""
+        self.leave, self.at_once = None, False
+
     def wait_for(self, get: Callable[[], T]) -> T:
         """What `get` returns; where leaving is deferred and asked for, before or meanwhile, that is done."""
         if self.leave is None:

@@ -62,3 +62,15 @@ def test_a_forked_child_does_not_take_its_parents_stop_for_its_own(stop: StopSig
         signal_here(signal.SIGTERM)
         os._exit(int(stop.requested))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_when_leaving_is_no_longer_deferred_a_signal_that_came_meanwhile_counts(stop: StopSignal) -> None:
+    stop.defer(leave)
+    signal_here(signal.SIGTERM)
+    with pytest.raises(Stopped, match="left"):
+        stop.undefer()
+
+
+def test_after_the_end_a_signal_changes_nothing(stop: StopSignal) -> None:
+    stop.ignore()
+    signal_here(signal.SIGTERM)

@@ -231,6 +231,7 @@ def finish(
         wall_seconds=state.wall_seconds,
         reason="max_steps" if config.max_steps else "epochs",
     )
+    stop.undefer()
     return result
 
 
