@@ -5,16 +5,14 @@ import sys
 
 from audiocls.config import parse_train
 from audiocls.errors import OK, exit_code_of
+from audiocls.signals import StopSignal
 
 
 def main() -> int:
+    stop = StopSignal()
     config = parse_train(sys.argv[1:])
 
     # Only from here on anything heavy is imported.
-    from audiocls.signals import StopSignal
-
-    stop = StopSignal()
-
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
@@ -24,6 +22,7 @@ def main() -> int:
     from audiocls.reporting.summary import open_log, say_end, say_push, say_start
     from audiocls.reporting.trackers import check_installed
     from audiocls.reporting.wrap_up import wrap_up
+    from audiocls.training.checkpoint import check_room
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
     from audiocls.training.memory import fit_batch_size, out_of_memory_explained
@@ -49,6 +48,7 @@ def main() -> int:
         freeze_feature_encoder(loaded.model, config.model)
     if config.cache_features:
         loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
+    check_room(run_folder, loaded.model)
     write_run(run_folder, config, data, backbone, device)
     config = fit_batch_size(config, loaded, data.train, device)
     say_start(config, data, loaded, device, run_folder)
@@ -61,6 +61,7 @@ def main() -> int:
     say_end(config, data, state, test, run_folder)
     if config.push_to_hub:
         say_push(run_folder / "best", config.push_to_hub, dry_run=config.push_dry_run)
+    stop.ignore()
     return OK
 
 

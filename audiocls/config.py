@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Callable
@@ -171,6 +172,13 @@ class TrainConfig:
         minimum=1,
         metavar="N",
     )
+    checkpoint_every: int | str | None = option(
+        None,
+        "save besides each evaluation: after so many steps, or so much time, as 10m or 1h",
+        group=EVALUATION,
+        minimum=1,
+        metavar="N",
+    )
     best_metric: str = option(
         "accuracy",
         "what the best checkpoint is chosen by; of equals the first stays",
@@ -251,6 +259,10 @@ class TrainConfig:
             )
         if self.eval_every != "epoch" and not isinstance(self.eval_every, int):
             found.append(f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps.")
+        if isinstance(self.checkpoint_every, str) and not seconds_of(self.checkpoint_every):
+            found.append(
+                f"--checkpoint-every is {self.checkpoint_every!r}: give a number of steps, or a time as 10m."
+            )
         names = (self.dataset, self.eval_dataset, self.test_dataset, self.model)
         found += [f"There is no file or folder {name}." for name in names if name and is_missing_path(name)]
         return found + device_problems(self.device)
@@ -388,6 +400,12 @@ def is_missing_path(name: str) -> bool:
     )
     # Not Path.exists, which raises over a name that is too long.
     return is_path and not os.path.exists(Path(name).expanduser())  # noqa: PTH110
+
+
+def seconds_of(time: str) -> float:
+    """The seconds in 30s, 10m or 1.5h; 0 where it is no such time."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", time.strip().lower())
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
 
 
 def device_problems(device: str) -> list[str]:

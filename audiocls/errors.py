@@ -1,5 +1,6 @@
 """Mistakes that are not bugs: one line for the reader, one exit code for the shell."""
 
+import errno
 import io
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ NUMBERS_BROKE = 5
 STOPPED = 143
 
 LONGEST_LINE = 4_000  # characters: an argument or a label may be of any length
+DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class UserError(Exception):
@@ -64,6 +66,14 @@ def exit_code_of(main: Callable[[], int]) -> int:
         return STOPPED
     except BrokenPipeError:  # the reader of our output left (`infer.py ... | head`)
         sys.stderr.close()
+        return INPUT_OUTPUT_FAILED
+    except OSError as error:
+        if error.errno not in DISK_FAILED:
+            raise
+        print(
+            f"error: {error.filename or 'the output'} could not be written: {error.strerror}.",
+            file=sys.stderr,
+        )
         return INPUT_OUTPUT_FAILED
 
 

@@ -12,6 +12,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, TextIO
 
+from safetensors import SafetensorError
+
 from audiocls.errors import InputOutputFailed
 
 MANIFEST = "manifest.json"
@@ -118,6 +120,14 @@ def finish_swap(folder: Path) -> None:
             old.rename(folder)
 
 
+def remove_folder(folder: Path) -> None:
+    """Take a folder's name away, then its content: cut short, no half of it is there under that name."""
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    with contextlib.suppress(OSError):
+        folder.rename(unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def damage(folder: Path) -> str | None:
     """Why a folder is not what its manifest says; None where it is."""
     try:
@@ -170,5 +180,6 @@ def failing_as(path: Path) -> Iterator[None]:
     """An operating system's error as one line that names what could not be written."""
     try:
         yield
-    except OSError as error:
-        raise InputOutputFailed(f"{path} could not be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:  # the latter: of a file that safetensors writes
+        why = getattr(error, "strerror", None) or error
+        raise InputOutputFailed(f"{path} could not be written: {why}.") from error

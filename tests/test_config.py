@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from data_helpers import ROOT, assert_one_line_error, run_script
 
-from audiocls.config import RECIPES, TrainConfig, parse_infer, parse_train
+from audiocls.config import RECIPES, TrainConfig, parse_infer, parse_train, seconds_of
 from audiocls.errors import InputOutputFailed, UserError
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "torchaudio", "soundfile", "tqdm", "huggingface_hub"}
@@ -75,6 +75,7 @@ TRAIN_FLAGS: dict[str, tuple[str, Any]] = {
     "--label-smoothing": ("0.1", 0.1),
     "--log-every": ("1", 1),
     "--eval-every": ("50", 50),
+    "--checkpoint-every": ("10m", "10m"),
     "--best-metric": ("macro_f1", "macro_f1"),
     "--save-total-limit": ("3", 3),
     "--device": ("cuda:1", "cuda:1"),
@@ -222,6 +223,9 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         (("--device", "cuda:"), ("--device", "'cuda:'", "cuda:N")),
         (("--eval-every", "often"), ("--eval-every", "'often'", "'epoch'", "number of steps")),
         (("--eval-every", "0"), ("--eval-every", "0", "1 is the least")),
+        (("--checkpoint-every", "often"), ("--checkpoint-every", "'often'", "number of steps", "10m")),
+        (("--checkpoint-every", "0m"), ("--checkpoint-every", "'0m'", "10m")),
+        (("--checkpoint-every", "0"), ("--checkpoint-every", "0", "1 is the least")),
         (("--num-workers", "-1"), ("--num-workers", "-1", "0 is the least")),
         (("--seed", "-1"), ("--seed", "-1", "0 is the least")),
         (("--split-by", "group"), ("--group-column",)),
@@ -335,3 +339,14 @@ def test_many_bad_values_are_still_one_line(tmp_path: Path) -> None:
 
 def test_a_missing_config_file_ends_with_4() -> None:
     assert_one_line_error(run_script("train.py", "--config", "nowhere.toml"), 4, "nowhere.toml")
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("30s", 30), ("10m", 600), ("1h", 3600), ("1.5H", 5400), ("m", 0), ("10", 0), ("-1m", 0), ("1m30s", 0)],
+)
+def test_a_time_is_a_number_and_its_unit(time: str, seconds: float) -> None:
+    assert seconds_of(time) == seconds

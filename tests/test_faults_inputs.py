@@ -1,4 +1,4 @@
-"""Short versions of the fault drivers for inputs; `python tests/faults/run.py` runs them in full."""
+"""Short versions of the fault drivers for inputs; `python -m tests.faults` runs them in full."""
 
 import subprocess
 import sys

@@ -316,7 +316,13 @@ def test_logged_loss_is_the_mean_over_the_clips_since_the_last_line(
 
 # Stop and resume
 
-RESUMED = {"batch_size": 2, "gradient_accumulation_steps": 2, "epochs": 2, "learning_rate": 1e-3}
+RESUMED = {
+    "batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "epochs": 2,
+    "learning_rate": 1e-3,
+    "eval_batch_size": 5,  # of 12 clips: three batches
+}
 
 
 def stop_in(loaded: LoadedModel, stop: StopSignal, during: str, number: int) -> None:
@@ -340,7 +346,9 @@ def stop_in(loaded: LoadedModel, stop: StopSignal, during: str, number: int) -> 
         pytest.param("training", 6, "epoch", 3, id="at the end of a step"),
         pytest.param("training", 8, 3, 4, id="at the end of an epoch without an evaluation"),
         pytest.param("training", 8, "epoch", 4, id="at the end of an epoch, before its evaluation"),
-        pytest.param("evaluation", 1, "epoch", 4, id="in the evaluation that ends an epoch"),
+        pytest.param("evaluation", 2, "epoch", 4, id="in the evaluation that ends an epoch"),
+        pytest.param("evaluation", 3, "epoch", 4, id="at the end of an evaluation"),
+        pytest.param("evaluation", 5, "epoch", 8, id="in the last evaluation"),
         pytest.param("training", 11, "epoch", 5, id="in the middle of a step of the second epoch"),
     ],
 )
@@ -388,6 +396,76 @@ def assert_same_run(ours: Run, theirs: Run) -> None:
         assert_same(load_file(ours.folder / file), load_file(theirs.folder / file))
     predictions = [(run.folder / "predictions.jsonl").read_text() for run in (ours, theirs)]
     assert predictions[0] == predictions[1]
+
+
+def test_an_evaluation_that_was_stopped_is_neither_scored_nor_saved_as_done(
+    run_data: MakeData, build_model: MakeModel, train_in: TrainIn, stop: StopSignal, tmp_path: Path
+) -> None:
+    data = run_data(15)
+    loaded = build_model()
+    stop_in(loaded, stop, "evaluation", 2)
+    stopped = train_in(tmp_path, loaded, data, **RESUMED)
+    assert [record["step"] for record in stopped.records("train")] == [1, 2, 3, 4]
+    assert stopped.records("eval") == []
+    assert not (tmp_path / "best").exists()
+
+    def due() -> bool:
+        path = tmp_path / "checkpoints" / "step-00000004" / "training_state.json"
+        return json.loads(path.read_text())["state"]["evaluation_is_due"]
+
+    assert due()
+    stop.requested = False
+    resumed = train_in(tmp_path, build_model(), data, resume=True, **RESUMED)
+    assert [record["step"] for record in resumed.records("eval")] == [4, 8]
+    assert not due()  # saved anew, also where it is not the best
+
+
+@pytest.mark.parametrize(
+    ("every", "saved"), [(3, [3, 4, 6, 8]), ("0.001s", list(range(1, 9))), ("1h", [4, 8])]
+)
+def test_checkpoints_between_evaluations_change_nothing_else(
+    every: int | str,
+    saved: list[int],
+    run_data: MakeData,
+    spread_model: MakeModel,
+    train_in: TrainIn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps: list[int] = []
+    save = loop.save_checkpoint
+
+    def remember(*args: Any, **options: Any) -> None:
+        steps.append(args[4].step)
+        save(*args, **options)
+
+    data = run_data(15)
+    whole = train_in(tmp_path / "whole", spread_model(data, **RANDOM), data, with_finish=True, **RESUMED)
+    monkeypatch.setattr(loop, "save_checkpoint", remember)
+    run = train_in(
+        tmp_path / "run",
+        spread_model(data, **RANDOM),
+        data,
+        with_finish=True,
+        checkpoint_every=every,
+        **RESUMED,
+    )
+    assert steps == saved
+    assert_same_run(run, whole)
+
+
+def test_more_epochs_go_on_from_the_last_step_and_the_new_schedule_is_said(
+    run_data: MakeData,
+    build_model: MakeModel,
+    train_in: TrainIn,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = run_data(15)
+    train_in(tmp_path, build_model(), data, **RESUMED)
+    run = train_in(tmp_path, build_model(), data, resume=True, **RESUMED | {"epochs": 3})
+    assert "the learning rate's schedule is now over 12 steps, not 8" in capsys.readouterr().out
+    assert [record["step"] for record in run.records("train")] == list(range(1, 13))
 
 
 class Crash(Exception):

@@ -1,15 +1,26 @@
 """The folder of a run: one run at a time, never lost by mistake, and only resumed as what it was."""
 
+import contextlib
+import errno
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from audiocls.config import TrainConfig
 from audiocls.data.splits import fingerprint
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
+from audiocls.leftovers import lock, remove_abandoned
 from audiocls.storage import complete_file, complete_folder, damage, finish_swap, write_text
+from audiocls.training.checkpoint import check_room
 from audiocls.training.run_folder import claim_run_folder, last_part, remove_run
 
 CONFIG = {"dataset": "PolyAI/minds14", "model": "facebook/wav2vec2-base"}
@@ -139,3 +150,90 @@ def test_a_claim_says_how_to_go_on() -> None:
     begun(claim_run_folder(TrainConfig(**CONFIG, output_dir="y")))
     with pytest.raises(UserError, match="--resume, --overwrite"):
         claim_run_folder(TrainConfig(**CONFIG, output_dir="y"))
+
+
+# What a killed run left
+
+
+def test_a_claim_removes_what_a_killed_run_left_and_finishes_its_swaps() -> None:
+    folder = Path("x", "checkpoints")
+    (folder / ".step-00000003.unfinished").mkdir(parents=True)
+    (folder / ".step-00000002.old").mkdir()
+    Path("x", ".run.json.unfinished").touch()
+    for name in ("best", ".best.old"):
+        Path("x", name).mkdir()
+    (folder / "step-00000001").mkdir()
+    claim_run_folder(TrainConfig(**CONFIG, output_dir="x", resume=True))
+    left = sorted(str(path) for path in Path("x").rglob("*"))
+    assert left == [
+        "x/best",
+        "x/checkpoints",
+        *(f"x/checkpoints/step-0000000{step}" for step in (1, 2)),
+    ]
+
+
+def test_a_worker_of_a_killed_run_does_not_keep_its_folder() -> None:
+    Path("folder").mkdir()
+    read, write = os.pipe()
+    run = os.fork()
+    if run == 0:
+        lock(Path("folder"))
+        if os.fork() == 0:  # the worker, which lives on
+            os.write(write, str(os.getpid()).encode())
+            time.sleep(60)
+        os._exit(0)
+    os.waitpid(run, 0)
+    worker = int(os.read(read, 20))
+    try:
+        assert lock(Path("folder"))
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_only_folders_that_nobody_works_in_are_abandoned() -> None:
+    for name in ("unfinished-dead", "unfinished-alive", "other"):
+        Path(name).mkdir()
+    read, write = os.pipe()
+    alive = os.fork()
+    if alive == 0:
+        lock(Path("unfinished-alive"))
+        os.write(write, b"!")
+        time.sleep(60)
+    os.read(read, 1)
+    try:
+        remove_abandoned(Path(), "unfinished-")
+        assert sorted(path.name for path in Path().iterdir()) == ["other", "unfinished-alive"]
+    finally:
+        os.kill(alive, signal.SIGKILL)
+        os.waitpid(alive, 0)
+
+
+# A disk that is full
+
+
+def test_what_safetensors_cannot_write_is_an_output_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InputOutputFailed, match=r"best could not be written: .*Is a directory"),
+        complete_folder(tmp_path / "best") as unfinished,
+    ):
+        (unfinished / "model.safetensors").mkdir()
+        save_file({"a": torch.zeros(2)}, unfinished / "model.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_for_which_there_is_no_room_is_refused_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = torch.nn.Linear(1_000_000, 1, bias=False)  # 4 MB, saved twice, and AdamW's two moments
+    for free, fits in ((16_000_000, True), (15_999_999, False)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        with contextlib.nullcontext() if fits else pytest.raises(InputOutputFailed, match="take 16 MB"):
+            check_room(tmp_path, model)
+
+
+def test_output_to_a_full_disk_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert exit_code_of(main) == INPUT_OUTPUT_FAILED
+    assert capsys.readouterr().err == "error: the output could not be written: No space left on device.\n"

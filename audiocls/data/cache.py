@@ -29,6 +29,7 @@ from tqdm import tqdm
 from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, Waveform, decode
 from audiocls.data.measure import Measured, measure
 from audiocls.data.sources import Clip
+from audiocls.leftovers import lock, remove_abandoned
 
 FORMAT = 2  # raised when what is stored changes its meaning
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
@@ -170,7 +171,9 @@ class CacheWriter:
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(self.folder.parent, "unfinished-")
             self.unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
+            lock(self.unfinished)
             self.file = (self.unfinished / self.VALUES).open("wb", buffering=0)
         return self
 

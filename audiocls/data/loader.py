@@ -1,6 +1,8 @@
 """Waveforms and labels -> padded batches, through torch's DataLoader."""
 
-from collections.abc import Callable, Iterable
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -9,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from audiocls.data.audio import Waveform
-from audiocls.signals import ignore_stop_signals
+from audiocls.data.audio import BadAudio, Waveform
+from audiocls.data.workers import WorkerLost, started
+from audiocls.errors import InputOutputFailed
+from audiocls.signals import StopSignal
 
 
 class Example(NamedTuple):
@@ -151,6 +155,44 @@ def normalize(waveform: Waveform) -> Waveform:
     return (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
 
 
+@dataclass(frozen=True)
+class Loader:
+    """A Batch for each of `batches`, in their order; each iteration starts workers of its own."""
+
+    clips: ClipDataset
+    batches: Iterable[list[int]]  # the clips of each, by number
+    options: dict[str, Any]
+    stop: StopSignal | None = None  # leaves, where a signal asked for that, instead of giving the next batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        asked, named = itertools.tee(self.batches)
+        loader = DataLoader(self.clips, batch_sampler=asked, **self.options)
+        wait_for = self.stop.wait_for if self.stop else operator.call
+        with started(loader) as prepared:
+            for numbers in named:
+                try:
+                    batch = wait_for(lambda: next(prepared))
+                except WorkerLost as lost:
+                    # It prepares two batches ahead, in turns with the others.
+                    turns = itertools.islice(named, loader.num_workers - 1, loader.num_workers)
+                    clips = " and ".join(self.names(batch) for batch in (numbers, *turns))
+                    raise InputOutputFailed(
+                        f"A process that prepares batches {lost}. It had {clips}."
+                    ) from None
+                except BadAudio as error:  # a file that was there when the run began
+                    raise InputOutputFailed(
+                        f"One of {self.names(numbers)} {str(error).splitlines()[-1]}."
+                    ) from None
+                yield batch
+
+    def names(self, numbers: list[int]) -> str:
+        """The paths of these clips, the first few of them."""
+        rows = [self.clips.rows[number % len(self.clips)] for number in numbers]
+        paths = [self.clips.waveforms.clips[row].path for row in rows[:3]]
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        return ", ".join(paths) + more
+
+
 def make_loader(
     clips: ClipDataset,
     batches: Iterable[list[int]],
@@ -158,17 +200,16 @@ def make_loader(
     *,
     num_workers: int | None,
     device: torch.device,
-) -> DataLoader:
-    """A DataLoader that yields one Batch for each list of indices in `batches`, in their order.
+    stop: StopSignal | None = None,
+) -> Loader:
+    """The clips of `batches`, put together for `device`.
 
     `num_workers` None: two for a GPU, so that it need not wait; none for a CPU, whose cores they would take.
     """
     on_gpu = device.type == "cuda"
-    return DataLoader(
-        clips,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=2 * on_gpu if num_workers is None else num_workers,
-        pin_memory=on_gpu,
-        worker_init_fn=ignore_stop_signals,
-    )
+    options = {
+        "collate_fn": collate,
+        "num_workers": 2 * on_gpu if num_workers is None else num_workers,
+        "pin_memory": on_gpu,
+    }
+    return Loader(clips, batches, options, stop)

@@ -20,6 +20,7 @@ from audiocls.data.demo import write_demo
 from audiocls.data.manifest import clip_files, note_repeated, read_manifest
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.hub import commit_of, loading
+from audiocls.leftovers import lock, remove_abandoned
 from audiocls.storage import failing_as
 
 SPLIT_FOLDERS = {
@@ -171,7 +172,9 @@ def demo_folder(cache_dir: Path) -> Path:
     if not folder.exists():
         with failing_as(folder):
             cache_dir.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(cache_dir, "unfinished-")
             with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache_dir) as unfinished:
+                lock(Path(unfinished))
                 write_demo(Path(unfinished, "demo"))
                 with contextlib.suppress(FileExistsError):  # another process was first
                     Path(unfinished, "demo").rename(folder)

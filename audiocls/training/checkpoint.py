@@ -19,10 +19,19 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim import Optimizer
 
+from audiocls.config import seconds_of
 from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel, save_model
 from audiocls.reporting.run_log import Window, say
-from audiocls.storage import complete_folder, damage, failing_as, finish_swap, manifest_of, write_text
+from audiocls.storage import (
+    complete_folder,
+    damage,
+    failing_as,
+    finish_swap,
+    manifest_of,
+    remove_folder,
+    write_text,
+)
 from audiocls.training.verified import checked, read_checkpoint
 
 TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
@@ -40,6 +49,7 @@ class TrainState:
     best_score: float | None = None
     best_step: int | None = None
     best_epoch: float | None = None
+    evaluation_is_due: bool = False  # after this step, and a signal came before its scores were there
     log_bytes: int = 0  # length of metrics.jsonl, to which it is cut on resume
     total_steps: int | None = None  # of the plan, which a resumed run may lengthen
     wall_seconds: float = 0.0  # training, evaluating and saving
@@ -48,6 +58,20 @@ class TrainState:
 
 def step_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "checkpoints" / f"step-{step:08d}"
+
+
+def check_room(run_folder: Path, model: nn.Module) -> None:
+    """Raises InputOutputFailed where the disk has no room for one checkpoint and the best model."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    moments = 2 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    needed = 2 * weights + moments
+    with failing_as(run_folder):
+        free = shutil.disk_usage(run_folder).free
+    if free < needed:
+        raise InputOutputFailed(
+            f"{run_folder} has room for {free / 1e6:.0f} MB, and a checkpoint and the best model take "
+            f"{needed / 1e6:.0f} MB: make room, or name another --output-dir."
+        )
 
 
 def save_checkpoint(
@@ -62,9 +86,10 @@ def save_checkpoint(
 ) -> None:
     """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and what was best."""
     folder = step_folder(run_folder, state.step)
-    if predictions is None and damage(folder) is None:
+    about = {"step": state.step, "best_step": state.best_step, "evaluation_is_due": state.evaluation_is_due}
+    if predictions is None and about.items() <= manifest_of(folder).items() and damage(folder) is None:
         return  # nothing has happened since it was saved
-    with complete_folder(folder, step=state.step, best_step=state.best_step) as unfinished:
+    with complete_folder(folder, **about) as unfinished:
         save_model(loaded, unfinished)
         save_file(optimizer_tensors(loaded.model, optimizer), unfinished / "optimizer.safetensors")
         training_state = {"state": dataclasses.asdict(state), "scaler": scaler.state_dict()}
@@ -76,7 +101,14 @@ def save_checkpoint(
     best_steps = {manifest_of(folder).get("best_step") for folder in folders[-keep:]}
     for old in folders[:-keep]:
         if manifest_of(old).get("step") not in best_steps:
-            shutil.rmtree(old, ignore_errors=True)
+            remove_folder(old)
+
+
+def is_every(every: int | str | None, step: int, seconds: float) -> bool:
+    """Whether `every`, so many steps or so much time (10m), has come with `step` or is over by `seconds`."""
+    if every is None:
+        return False
+    return step % every == 0 if isinstance(every, int) else seconds >= seconds_of(every)
 
 
 def export_best(run_folder: Path, step: int) -> None:
@@ -114,7 +146,7 @@ def load_newest(
         load_optimizer_tensors(model, optimizer, saved.optimizer)
         scaler.load_state_dict(saved.scaler)
         for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
-            shutil.rmtree(later, ignore_errors=True)
+            remove_folder(later)
         # The run may have ended between the save and the export.
         if state.best_step is not None and is_whole(
             step_folder(run_folder, state.best_step), state.best_step

@@ -3,16 +3,16 @@
 import math
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
-from torch.utils.data import DataLoader
 
 from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.loader import ClipDataset, make_loader
+from audiocls.data.loader import ClipDataset, Loader, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
@@ -22,7 +22,7 @@ from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
-from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
+from audiocls.training.checkpoint import TrainState, export_best, is_every, load_newest, save_checkpoint
 from audiocls.training.evaluation import Evaluation, evaluate, is_better, prediction_lines
 from audiocls.training.optim import (
     make_optimizer,
@@ -77,20 +77,48 @@ def train(
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
     state.total_steps = plan.total_steps
     began = time.perf_counter() - state.wall_seconds
+    phase = log.phase  # names what the loop is doing, for --profile
+
+    def wall_seconds() -> float:
+        return time.perf_counter() - began
 
     def save(predictions: str | None = None) -> None:
-        state.wall_seconds = time.perf_counter() - began
+        state.wall_seconds = wall_seconds()
         keep = config.save_total_limit
         save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
+    def leave() -> NoReturn:
+        """After a signal: an unfinished step's gradient, or an evaluation's scores, are discarded."""
+        save()
+        raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
+
+    def evaluate_and_save() -> None:
+        passes = state.epoch + state.step_in_epoch / plan.steps_per_epoch
+        phase("evaluation")
+        result = evaluate(model, eval_batches, device, precision)
+        is_best = is_better(result.scores, state.best_score, config.best_metric)
+        if is_best:
+            state.best_score = result.scores[config.best_metric]
+            state.best_step, state.best_epoch = state.step, passes
+        state.log_bytes = log.evaluation(
+            state.step, passes, result.scores, config.best_metric, state.best_score, is_best
+        )
+        state.evaluation_is_due = False
+        phase("save")
+        save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
+        if is_best:
+            export_best(run_folder, state.step)
+
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
     collate = loaded.training_collator(config.seed)
-    batches = iter(make_loader(data.train, remaining, collate, num_workers=config.num_workers, device=device))
-    eval_batches = evaluation_loader(config, data.evaluation, loaded, device)
+    workers = config.num_workers
+    batches = iter(make_loader(data.train, remaining, collate, num_workers=workers, device=device, stop=stop))
+    eval_batches = evaluation_loader(config, data.evaluation, loaded, device, stop)
 
     log.start(plan.total_steps, state.step, state.log_bytes)
-    phase = log.phase  # names what the loop is doing, for --profile
-    stop.defer()  # from here on a signal waits for the next micro-batch
+    stop.defer(leave)  # from here on a signal waits until a batch is asked for
+    if state.evaluation_is_due:  # a signal was in the middle of it
+        evaluate_and_save()
 
     for epoch in range(state.epoch, plan.num_epochs):
         for micro_batches in plan.steps(epoch)[state.step_in_epoch :]:
@@ -107,14 +135,9 @@ def train(
             heard_samples = padding_samples = 0
 
             for micro_batch in range(len(micro_batches)):
-                if stop.requested:  # the gradient of the unfinished step is discarded
-                    save()
-                    raise Stopped(
-                        f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there"
-                    )
-
                 phase("data wait")
-                batch = next(batches)  # the loader yields exactly these micro-batches, in this order
+                # The loader yields exactly these micro-batches, in this order; after a signal it leaves.
+                batch = next(batches)
                 heard_samples += batch.num_samples
                 padding_samples += batch.padding_samples
 
@@ -166,20 +189,14 @@ def train(
                 state.log_bytes = log.train(state.step, passes, state.window, learning_rate, norm)
                 state.window = Window()
 
-            if is_last or plan.is_due(config.eval_every, state.step, state.step_in_epoch):
-                phase("evaluation")
-                result = evaluate(model, eval_batches, device, precision)
-                is_best = is_better(result.scores, state.best_score, config.best_metric)
-                if is_best:
-                    state.best_score = result.scores[config.best_metric]
-                    state.best_step, state.best_epoch = state.step, passes
-                state.log_bytes = log.evaluation(
-                    state.step, passes, result.scores, config.best_metric, state.best_score, is_best
-                )
+            state.evaluation_is_due = is_last or plan.is_due(
+                config.eval_every, state.step, state.step_in_epoch
+            )
+            if state.evaluation_is_due:
+                evaluate_and_save()
+            elif is_every(config.checkpoint_every, state.step, wall_seconds() - state.wall_seconds):
                 phase("save")
-                save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
-                if is_best:
-                    export_best(run_folder, state.step)
+                save()
         state.epoch, state.step_in_epoch = epoch + 1, 0
     return state
 
@@ -198,7 +215,11 @@ def finish(
 
     Raises NumbersBroke where no evaluation gave a score to choose the best by.
     """
-    stop.undefer()  # everything is saved: from here on a signal ends the process at once
+
+    def leave() -> NoReturn:
+        raise Stopped("stopped after the last step: --resume finishes the run")
+
+    stop.defer(leave)
     if state.best_step is None:
         raise NumbersBroke(
             "No evaluation had a finite loss: there is no best model. Try a lower --learning-rate."
@@ -206,7 +227,7 @@ def finish(
     result = None
     if data.test is not None:
         loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
-        batches = evaluation_loader(config, data.test, loaded, device)
+        batches = evaluation_loader(config, data.test, loaded, device, stop)
         result = evaluate(loaded.model, batches, device, pick_precision(config.precision, device))
         log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
         append_text(run_folder / "predictions.jsonl", prediction_lines("test", data.test, result))
@@ -219,12 +240,18 @@ def finish(
         wall_seconds=state.wall_seconds,
         reason="max_steps" if config.max_steps else "epochs",
     )
+    stop.undefer()
     return result
 
 
 def evaluation_loader(
-    config: TrainConfig, clips: ClipDataset, loaded: LoadedModel, device: torch.device
-) -> DataLoader:
+    config: TrainConfig,
+    clips: ClipDataset,
+    loaded: LoadedModel,
+    device: torch.device,
+    stop: StopSignal | None = None,
+) -> Loader:
     """The clips in their order, padded no further than each batch needs."""
     batches = in_batches(list(range(len(clips))), config.eval_batch_size)
-    return make_loader(clips, batches, loaded.collator(), num_workers=config.num_workers, device=device)
+    workers = config.num_workers
+    return make_loader(clips, batches, loaded.collator(), num_workers=workers, device=device, stop=stop)

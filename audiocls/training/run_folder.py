@@ -5,9 +5,9 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import platform
 import shutil
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from audiocls.config import MANIFEST_SUFFIXES, TrainConfig, flag_name
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.leftovers import lock, remove_unfinished
 from audiocls.model.backbone import Backbone
 from audiocls.storage import failing_as, write_json
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
-    "audit cache_dir device epochs log_every log_to max_bad_clips max_steps num_workers output_dir overwrite "
-    "profile push_dry_run push_to_hub resume save_total_limit".split()
+    "audit cache_dir checkpoint_every device epochs log_every log_to max_bad_clips max_steps num_workers "
+    "output_dir overwrite profile push_dry_run push_to_hub resume save_total_limit".split()
 )
-_locks: list[int] = []  # descriptors that stay open as long as the process
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
 
@@ -45,9 +45,10 @@ def claim_run_folder(config: TrainConfig) -> Path:
         atexit.register(remove_if_empty, folder)  # where nothing was written: a mistake, a stop
         if not lock(folder):
             raise UserError(f"Another run is writing to {folder}: wait for it, or name another --output-dir.")
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        remove_unfinished(folder)
+        remove_unfinished(folder / "checkpoints")
+        with tempfile.TemporaryFile(dir=folder) as probe:  # on Linux it never has a name
+            probe.write(bytes(4096))
     return folder
 
 
@@ -64,22 +65,6 @@ def default_folder(config: TrainConfig) -> Path:
                 return folder
         newest, folder = folder, base.with_name(f"{base.name}-{number}")
     raise AssertionError("there is always another number")
-
-
-def lock(folder: Path) -> bool:
-    """Whether this process now has the folder to itself, until it ends; always so without POSIX locks."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        return True
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    _locks.append(descriptor)
-    return True
 
 
 def remove_if_empty(folder: Path) -> None:
