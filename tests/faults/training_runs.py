@@ -222,7 +222,7 @@ def wrap(owner: Any, name: str, before: Callable[[], object]) -> None:
 
 def at_forward(act: Callable[[], object], number: int, *, training: bool) -> None:
     """In a child: `act` in the `number`-th forward pass, from 1, of training or of evaluation."""
-    passes = 0
+    passes = 0 if training else -1  # in evaluation mode a model is tried when it is loaded
 
     def hook(module: Any, args: Any, output: Any) -> None:
         nonlocal passes
