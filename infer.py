@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Iterable
 
-from audiocls.config import parse_infer
 from audiocls.errors import INPUTS_REFUSED, OK, exit_code_of, one_line
+from audiocls.flags import parse_infer
 
 
 def main() -> int:

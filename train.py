@@ -3,8 +3,8 @@
 import dataclasses
 import sys
 
-from audiocls.config import parse_train
 from audiocls.errors import OK, exit_code_of
+from audiocls.flags import parse_train
 from audiocls.signals import StopSignal
 
 

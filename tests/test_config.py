@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from data_helpers import ROOT, assert_one_line_error, run_script
 
-from audiocls.config import RECIPES, TrainConfig, parse_infer, parse_train, seconds_of
+from audiocls.config import RECIPES, TrainConfig, seconds_of
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.flags import parse_infer, parse_train
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "torchaudio", "soundfile", "tqdm", "huggingface_hub"}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import RANDOM, Run
 
-from audiocls.config import parse_train
 from audiocls.data.prepare import RunData
 from audiocls.errors import UserError
+from audiocls.flags import parse_train
 from audiocls.model.backbone import LoadedModel, freeze_feature_encoder
 from audiocls.training.features import cache_features
 from audiocls.training.loop import evaluation_loader

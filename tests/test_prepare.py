@@ -8,13 +8,14 @@ import pytest
 import soundfile
 from data_helpers import config_for, noise, write_class_folders, write_table, write_wav
 
-from audiocls.config import TrainConfig, parse_train
+from audiocls.config import TrainConfig
 from audiocls.data.audio import decode
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.data.sources import Source
 from audiocls.data.splits import random_split
 from audiocls.errors import InputsRefused, UserError
+from audiocls.flags import parse_train
 
 RECEPTIVE_FIELD = 400  # samples, 25 ms: that of every Wav2Vec2
 

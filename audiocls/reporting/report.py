@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from audiocls.config import TrainConfig, flag_name
+from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
+from audiocls.flags import flag_name
 from audiocls.reporting import figures
 from audiocls.reporting.pages import audit_parts, duration, percent, render, svg
 from audiocls.reporting.results import (

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from audiocls import __version__
-from audiocls.config import MANIFEST_SUFFIXES, TrainConfig, flag_name
+from audiocls.config import MANIFEST_SUFFIXES, TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.flags import flag_name
 from audiocls.leftovers import lock, remove_unfinished
 from audiocls.model.backbone import Backbone
 from audiocls.storage import failing_as, write_json

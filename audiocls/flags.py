@@ -1,0 +1,179 @@
+"""The flags of train.py and infer.py, and config files: derived from the two dataclasses of config.py."""
+
+import argparse
+import dataclasses
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar
+
+from audiocls.config import RECIPES, InferConfig, TrainConfig
+from audiocls.errors import InputOutputFailed, UserError
+
+Config = TypeVar("Config", TrainConfig, InferConfig)
+
+KIND_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    bool: "true or false",
+    type(None): "none",
+}
+
+
+def parse_train(argv: list[str]) -> TrainConfig:
+    """train.py's flags, with defaults < recipe < `--config FILE` < flags. Raises UserError."""
+    parser = make_parser(TrainConfig, "train.py", "Fine-tune a speech encoder to classify audio.")
+    names = parser.add_argument_group("settings by name")
+    names.add_argument("--recipe", choices=tuple(RECIPES), help="named set of settings (default: guide)")
+    names.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
+    names.add_argument(
+        "--config", metavar="FILE", help="settings from a .toml or .json file, or from a run's run.json"
+    )
+    flags = vars(parser.parse_args(argv))
+    recipe, demo, file = (flags.pop(name, None) for name in ("recipe", "demo", "config"))
+    if demo and recipe not in (None, "demo"):
+        raise UserError(f"--demo is short for --recipe demo: leave out --recipe {recipe}.")
+    settings = read_config_file(Path(file)) if file else {}
+    file_recipe = settings.pop("recipe", "guide")
+    recipe = demo or recipe or file_recipe
+    if recipe not in RECIPES:
+        raise UserError(f"{file} names the recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
+    return build(TrainConfig, RECIPES[recipe] | settings | flags)
+
+
+def parse_infer(argv: list[str]) -> InferConfig:
+    """infer.py's flags. Raises UserError."""
+    parser = make_parser(InferConfig, "infer.py", "Classify audio files with a fine-tuned model.")
+    return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
+
+
+def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose result holds only what was typed, so that the layers below it keep their say."""
+    usage = (
+        f"{prog} {' '.join(f.name.upper() for f in dataclasses.fields(config) if f.metadata['positional'])}"
+    )
+    parser = Parser(
+        prog=prog,
+        usage=f"{usage.rstrip()} [options]",
+        description=description,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, Any] = {"": parser}
+    for field in dataclasses.fields(config):
+        about = field.metadata
+        group = about["group"]
+        target = groups.setdefault(group, groups.get(group) or parser.add_argument_group(group))
+        shown = "none" if field.default is None else field.default
+        help = (about["help"] + f" (default: {shown})").replace("%", "%%")
+        if about["positional"]:
+            nargs = None if about["positional"] == "1" else about["positional"]
+            target.add_argument(field.name, nargs=nargs, metavar=field.name.upper(), help=about["help"])
+        elif field.type is bool:
+            target.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, help=help)
+        else:
+            metavar = about["metavar"] or (
+                "{" + ",".join(about["choices"]) + "}" if about["choices"] else None
+            )
+            target.add_argument(
+                flag_name(field.name), metavar=metavar or kinds(field)[0].__name__.upper(), help=help
+            )
+    return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with its mistakes told as ours are: in one line."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise UserError(f"{message}. See {self.prog} --help.")
+
+
+def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
+    """A config from checked settings. Raises UserError that lists every problem at once."""
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(type, config))}
+    values, problems = {}, []
+    for name, value in settings.items():
+        if name not in fields:
+            problems.append(f"There is no setting {name!r}.")
+            continue
+        try:
+            values[name] = check(fields[name], value)
+        except ValueError as error:
+            problems.append(str(error))
+    made = config(**values)
+    problems += made.problems()
+    if problems:
+        raise UserError(" ".join(problems))
+    return made
+
+
+def check(field: dataclasses.Field, value: Any) -> Any:
+    """`value`, converted from text where it was typed. Raises ValueError saying what is allowed."""
+    about, allowed = field.metadata, kinds(field)
+    if about["positional"] == "*":
+        return tuple(value)
+    if isinstance(value, str) and value.lower() == "none" and type(None) in allowed:
+        value = None
+    if isinstance(value, str):
+        for kind in (kind for kind in (int, float) if kind in allowed):
+            try:
+                value = kind(value)
+                break
+            except ValueError:
+                continue
+    if type(value) is int and float in allowed:
+        value = float(value)
+    if type(value) not in allowed:
+        raise ValueError(
+            f"{flag_name(field.name)} is {value!r}: give {' or '.join(KIND_NAMES[kind] for kind in allowed)}."
+        )
+    if value == "":
+        raise ValueError(f"{flag_name(field.name)} is empty: give a name.")
+    if about["choices"] and value not in about["choices"]:
+        raise ValueError(f"{flag_name(field.name)} is {value!r}: give one of {', '.join(about['choices'])}.")
+    if isinstance(value, int | float):
+        low, high, above = about["minimum"], about["maximum"], about["above"]
+        if not math.isfinite(value):
+            raise ValueError(f"{flag_name(field.name)} is {value}: give a finite number.")
+        if above is not None and value <= above:
+            raise ValueError(f"{flag_name(field.name)} is {value}: give a number above {above}.")
+        if low is not None and value < low:
+            raise ValueError(f"{flag_name(field.name)} is {value}: {low} is the least.")
+        if high is not None and value > high:
+            raise ValueError(f"{flag_name(field.name)} is {value}: {high} is the most.")
+    return value
+
+
+def flag_name(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def kinds(field: dataclasses.Field) -> tuple[type, ...]:
+    """The types a field takes: (int, NoneType) of `int | None`."""
+    hint: Any = field.type
+    return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a .toml or .json file; of a run.json, those of its run."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputOutputFailed(f"--config {path} cannot be read: {error}.") from None
+    try:
+        settings = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--config {path} is not valid {path.suffix[1:] or 'json'}: {error}.") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"--config {path} must hold names and values, as {{'epochs': 5}}.")
+    if isinstance(settings.get("config"), dict):
+        settings = settings["config"]
+    # Where a run was written, and whether it replaced another, is no part of what it did.
+    places = ("output_dir", "overwrite", "resume", "push_to_hub", "push_dry_run")
+    once = places if path.name == "run.json" else ()
+    return {name.replace("-", "_"): value for name, value in settings.items() if name not in once}
