@@ -15,9 +15,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 from audiocls.data.prepare import RunData
 from audiocls.model.backbone import LoadedModel
 from audiocls.reporting.flops import forward_flops, training_flops
-from audiocls.reporting.profiling import Phases, StepFacts, StepProfiler, shares, summarize
-
-PHASES = {"data wait", "host to device", "forward", "backward", "optimizer", "logging"}
+from audiocls.reporting.profiling import STEP, Phases, StepFacts, StepProfiler, shares, summarize
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,8 @@ def test_figures_of_steps_are_medians_and_totals() -> None:
         for seconds in (1.0, 2.0, 6.0)
     ]
     figures = summarize(steps, 0.0, torch.device("cpu"), "fp32")
-    assert figures["phase_milliseconds"] == {"forward": 2000, "backward": 4000}
+    milliseconds = {name: ms for name, ms in figures["phase_milliseconds"].items() if ms}
+    assert milliseconds == {"forward": 2000, "backward": 4000}
     assert figures["clips_per_second"] == pytest.approx(12 / 27)
     assert figures["audio_seconds_per_second"] == pytest.approx(18 / 27)
     assert figures["padding_share"] == pytest.approx(0.25)
@@ -102,7 +101,7 @@ def test_the_trace_names_the_loops_phases(profiled: tuple[Run, StepProfiler]) ->
     with gzip.open(profiler.folder / "trace.json.gz") as file:
         events = json.load(file)["traceEvents"]
     ranges = [event["name"] for event in events if event.get("cat") == "user_annotation"]
-    assert set(ranges) >= PHASES
+    assert set(ranges) >= set(STEP)
     assert ranges.count("optimizer") == 3  # a step each
     assert ranges.count("forward") == ranges.count("backward") == 6  # two micro-batches
 
@@ -111,7 +110,7 @@ def test_the_timed_steps_are_kept(profiled: tuple[Run, StepProfiler]) -> None:
     _, profiler = profiled
     kept = json.loads((profiler.folder / "steps.json").read_text())
     assert len(kept["steps"]) == 5
-    assert set(kept["figures"]["phase_milliseconds"]) == PHASES
+    assert set(kept["figures"]["phase_milliseconds"]) == set(STEP)
     assert 0 < kept["figures"]["share_of_peak"] < 1
 
 

@@ -17,7 +17,9 @@ from audiocls.errors import InputOutputFailed
 from audiocls.storage import write_text
 
 WARM_UP_STEPS, TRACED_STEPS, TIMED_STEPS = 2, 3, 5
-BESIDE_STEPS = ("evaluation", "save")  # phases that are no part of a step
+# The phases of a step, in the loop's order, and those that are no part of one.
+STEP = ("data wait", "host to device", "forward", "backward", "optimizer", "logging")
+BESIDE_STEPS = ("evaluation", "save")
 
 
 @dataclass
@@ -140,8 +142,7 @@ class StepProfiler:
 
 def summarize(steps: list[StepFacts], flops: float, device: torch.device, precision: str) -> dict[str, Any]:
     """Figures of some steps that took `flops` in all: medians for the phases, totals for the rates."""
-    phases = list(dict.fromkeys(name for step in steps for name in step.seconds))
-    medians = {name: statistics.median(step.seconds.get(name, 0.0) for step in steps) for name in phases}
+    medians = {name: statistics.median(step.seconds.get(name, 0.0) for step in steps) for name in STEP}
     total = sum(sum(step.seconds.values()) for step in steps)
     heard, padding = sum(step.audio_seconds for step in steps), sum(step.padding_seconds for step in steps)
     figures = {
