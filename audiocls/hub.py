@@ -4,6 +4,7 @@ import contextlib
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -148,6 +149,8 @@ def first_line(error: Exception) -> str:
 
 def quiet_transformers() -> None:
     """No tables of tensors, and bars only for downloads that a person watches: we say what matters."""
+    # Of torch.compile, about a function of transformers.
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging
 

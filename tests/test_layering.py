@@ -76,3 +76,13 @@ def test_nothing_imports_the_trainer_accelerate_or_torchcodec() -> None:
 def test_classifying_imports_no_datasets() -> None:
     code = "import sys, audiocls.inference.classifier; assert 'datasets' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=PACKAGE.parent)
+
+
+def test_training_starts_without_what_only_a_report_needs() -> None:
+    program = (
+        "import sys; import audiocls.reporting.audit, audiocls.reporting.summary, audiocls.training.loop\n"
+        "import audiocls.reporting.wrap_up\n"
+        "print([name for name in ('matplotlib', 'jinja2', 'tensorboard', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

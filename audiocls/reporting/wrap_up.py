@@ -6,7 +6,6 @@ from pathlib import Path
 
 from audiocls.data.prepare import RunData
 from audiocls.reporting.errors_heard import keep_worst_errors
-from audiocls.reporting.model_card import write_model_card
 from audiocls.reporting.results import read_run
 from audiocls.reporting.run_log import say
 from audiocls.reporting.trackers import Trackers
@@ -17,6 +16,8 @@ def wrap_up(run_folder: Path, data: RunData, trackers: Trackers | None) -> None:
     with noted("the worst errors' sound"):
         keep_worst_errors(run_folder, data)
     with noted("the model's card"):
+        from audiocls.reporting.model_card import write_model_card  # jinja2
+
         write_model_card(run_folder)
     with noted("report.html"):
         from audiocls.reporting.report import write_report  # matplotlib
