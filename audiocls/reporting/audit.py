@@ -53,7 +53,7 @@ def keep_audit(run_folder: Path, name: str, data: RunData) -> None:
 def audit(name: str, data: RunData) -> Audit:
     """The audit of the data set `name`. Every clip was measured when it was decoded: nothing is read here."""
     parts = {"train": data.train, "evaluation": data.evaluation} | ({"test": data.test} if data.test else {})
-    waveforms: Waveforms = getattr(data.train.waveforms, "waveforms", data.train.waveforms)
+    waveforms: Waveforms = data.train.decoded
     part_of = {int(row): part for part, clips in parts.items() for row in clips.rows}
     rows = np.array(sorted(part_of))
     seconds = waveforms.seconds[rows]

@@ -34,14 +34,6 @@ class Features:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.cache[index].reshape(-1, self.channels)
 
-    @property
-    def num_samples(self) -> np.ndarray:
-        return self.waveforms.num_samples
-
-    @property
-    def clips(self) -> list:
-        return self.waveforms.clips
-
 
 def cache_features(
     loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device, *, progress: bool = False
@@ -50,8 +42,7 @@ def cache_features(
 
     Raises InputOutputFailed where the cache folder cannot hold them.
     """
-    waveforms = data.train.waveforms
-    assert isinstance(waveforms, Waveforms)
+    waveforms: Waveforms = data.train.decoded
     encoder: Any = loaded.model.base_model.feature_extractor
     channels = loaded.backbone.config.conv_dim[-1]
     weights = hashlib.sha256()
