@@ -77,6 +77,11 @@ def exit_code_of(main: Callable[[], int]) -> int:
         return INPUT_OUTPUT_FAILED
 
 
+def reason(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def one_line(text: str) -> str:
     """`text` on one line of bounded length, with what a terminal obeys (a name may hold it) made visible.
 

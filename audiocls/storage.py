@@ -18,6 +18,8 @@ from audiocls.errors import InputOutputFailed
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+# What reading a file of any content may raise.
+ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 class NotRegular(OSError):
@@ -139,7 +141,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ODD as error:
         return f"it cannot be read: {error}"
     return None
 

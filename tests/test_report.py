@@ -189,6 +189,7 @@ def test_a_run_that_was_stopped_early_has_a_report_too(tmp_path: Path) -> None:
         ("run.json", "{}"),
         ("run.json", '{"label2id": {"a": 0, "b": 1}, "config": {}}'),
         ("run.json", "no json"),
+        ("run.json", "[" * 100_000),
         ("metrics.jsonl", '{"kind": "train"'),
         ("predictions.jsonl", '{"split": "test", "label": "nobody", "path": "x", "probabilities": [1, 0]}'),
     ],

@@ -30,9 +30,9 @@ from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, W
 from audiocls.data.measure import Measured, measure
 from audiocls.data.sources import Clip
 from audiocls.leftovers import lock, remove_abandoned
+from audiocls.storage import ODD
 
 FORMAT = 2  # raised when what is stored changes its meaning
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
 CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 
 
@@ -98,7 +98,7 @@ def decode_all(
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
     folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(*ODD):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
     shutil.rmtree(folder, ignore_errors=True)  # a damaged one
@@ -123,7 +123,7 @@ def decode_all(
             measures = [one and dataclasses.astuple(one) for one in measured]
             lengths = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist()}
             cache.publish({**lengths, "errors": errors, "measured": measures})
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(*ODD):
         return open_cache(folder, clips, sampling_rate, max_samples)
     return Waveforms(
         clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, None, max_decode_seconds
@@ -142,7 +142,7 @@ def cache_key(
 
 
 def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Waveforms:
-    """A finished cache. Raises one of DAMAGED where there is none, or not a whole one."""
+    """A finished cache. Raises one of ODD where there is none, or not a whole one."""
     index = json.loads((folder / CacheWriter.INDEX).read_text())
     num_samples = np.array(index["num_samples"], np.int64)
     file = folder / CacheWriter.VALUES

@@ -24,7 +24,7 @@ from audiocls.metrics import (
     per_class,
     wilson_interval,
 )
-from audiocls.storage import damage, manifest_of
+from audiocls.storage import ODD, damage, manifest_of
 
 RUN_KEYS = (
     "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
@@ -132,7 +132,7 @@ def read_run(folder: Path) -> RunResults:
         predictions = read_predictions(path, names)
         path = folder / "audit.json"
         audit = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except ODD as error:
         raise InputOutputFailed(f"{path} cannot be read: {error}. Is {folder} a run's folder?") from None
     scores = Scores.of(predictions) if predictions else None
     return RunResults(folder, run, records, predictions, scores, audit)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiocls.data.cache import DAMAGED, CacheWriter, FlatFile, Waveforms, cache_key
+from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
 from audiocls.data.loader import ClipDataset, Example
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
@@ -84,7 +84,7 @@ def cache_features(
 
 
 def is_whole(folder: Path, num_bytes: int) -> bool:
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(OSError):
         return (folder / CacheWriter.VALUES).stat().st_size == num_bytes
     return False
 
