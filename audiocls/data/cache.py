@@ -101,7 +101,6 @@ def decode_all(
     with contextlib.suppress(*ODD):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
-    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
     errors = {}
     measured: list[Measured | None] = [None] * len(clips)
@@ -171,6 +170,7 @@ class CacheWriter:
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
             remove_abandoned(self.folder.parent, "unfinished-")
             self.unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
             lock(self.unfinished)

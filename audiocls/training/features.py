@@ -45,16 +45,17 @@ def cache_features(
     waveforms: Waveforms = data.train.decoded
     encoder: Any = loaded.model.base_model.feature_extractor
     channels = loaded.backbone.config.conv_dim[-1]
-    weights = hashlib.sha256()
-    for tensor in encoder.state_dict().values():
-        weights.update(tensor.cpu().numpy().tobytes())
-    key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
-    folder = cache_dir / "features" / f"{key}-{weights.hexdigest()[:16]}"
-
     rows = np.sort(np.concatenate([part.rows for part in (data.train, data.evaluation, data.test) if part]))
     frames = np.zeros(len(waveforms.clips), np.int64)
     frames[rows] = [loaded.backbone.frames_of_samples(int(n)) for n in waveforms.num_samples[rows]]
-    if not is_whole(folder, 2 * channels * int(frames.sum())):
+    num_bytes = 2 * channels * int(frames.sum())
+    made_from = hashlib.sha256(frames.tobytes())  # of which clips can be used, too
+    for tensor in encoder.state_dict().values():
+        made_from.update(tensor.cpu().numpy().tobytes())
+    key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
+    folder = cache_dir / "features" / f"{key}-{made_from.hexdigest()[:16]}"
+
+    if not is_whole(folder, num_bytes):
         collate = loaded.collator()
         encoder.to(device)
         with CacheWriter(folder) as cache, torch.inference_mode():
@@ -62,9 +63,9 @@ def cache_features(
                 input_values = collate([Example(waveforms[row])]).inputs["input_values"].to(device)
                 cache.write(encoder(input_values)[0].T.half().contiguous().cpu().numpy())
             cache.publish({"frames": frames.tolist()})
-        if not is_whole(folder, 2 * channels * int(frames.sum())):
+        if not is_whole(folder, num_bytes):
             raise InputOutputFailed(
-                f"{folder} cannot hold {2 * channels * frames.sum() / 1e9:.1f} GB of features: leave out "
+                f"{folder} cannot hold {num_bytes / 1e9:.1f} GB of features: leave out "
                 "--cache-features, or name another --cache-dir."
             )
     features = Features(
