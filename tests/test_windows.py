@@ -12,7 +12,8 @@ from data_helpers import noise
 from test_architectures import LABELS, spread_logits, waveforms
 from transformers import AutoModelForAudioClassification
 
-from audiocls.data.audio import BadAudio, decode, resample, resampled
+from audiocls.data.audio import BadAudio, decode
+from audiocls.data.resampling import resample, resampled
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.inference.recordings import Hearing, in_blocks

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from audiocls.data.audio import BadAudio, Waveform
+from audiocls.data.audio import BadAudio
+from audiocls.data.resampling import Waveform
 from audiocls.data.sources import Clip
 from audiocls.data.workers import WorkerLost, started
 from audiocls.errors import InputOutputFailed

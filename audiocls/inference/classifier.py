@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from audiocls.config import AGGREGATES
-from audiocls.data.audio import MAX_DECODE_SECONDS, Waveform
+from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.loader import Example
+from audiocls.data.resampling import Waveform
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
