@@ -27,9 +27,9 @@ import torch
 from tqdm import tqdm
 
 from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, decode
+from audiocls.data.clips import Clip
 from audiocls.data.measure import Measured, measure
 from audiocls.data.resampling import Waveform
-from audiocls.data.sources import Clip
 from audiocls.leftovers import lock, remove_abandoned
 from audiocls.storage import ODD
 

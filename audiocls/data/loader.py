@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from audiocls.data.audio import BadAudio
+from audiocls.data.clips import Clip
 from audiocls.data.resampling import Waveform
-from audiocls.data.sources import Clip
 from audiocls.data.workers import WorkerLost, started
 from audiocls.errors import InputOutputFailed
 from audiocls.signals import StopSignal

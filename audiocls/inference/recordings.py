@@ -18,8 +18,8 @@ from audiocls.data.audio import (
     mono,
     open_audio,
 )
+from audiocls.data.clips import Clip
 from audiocls.data.resampling import Waveform, resample, resampled
-from audiocls.data.sources import Clip
 from audiocls.errors import UserError, one_line
 from audiocls.inference.windows import first, windows
 
