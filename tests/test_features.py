@@ -13,7 +13,8 @@ from conftest import RANDOM, Run
 from audiocls.config import parse_train
 from audiocls.data.prepare import RunData
 from audiocls.errors import UserError
-from audiocls.model.backbone import LoadedModel, freeze_feature_encoder
+from audiocls.model.backbone import freeze_feature_encoder
+from audiocls.model.loaded import LoadedModel
 from audiocls.training.features import cache_features
 from audiocls.training.loop import evaluation_loader
 

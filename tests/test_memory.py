@@ -10,7 +10,7 @@ import torch
 from audiocls.config import TrainConfig, parse_train
 from audiocls.data.prepare import RunData
 from audiocls.errors import OutOfMemory, UserError
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.training import memory
 from audiocls.training.memory import advice, fit_batch_size, fits, out_of_memory_explained
 

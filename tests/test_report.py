@@ -25,7 +25,7 @@ from sklearn import metrics as sklearn_metrics
 from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.audit import audit, keep_audit
 from audiocls.reporting.errors_heard import keep_worst_errors
 from audiocls.reporting.report import report

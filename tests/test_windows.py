@@ -18,7 +18,7 @@ from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.inference.recordings import Hearing, in_blocks
 from audiocls.inference.windows import first, windows
-from audiocls.model.backbone import Backbone, LoadedModel
+from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 
 RATE = 16_000

@@ -7,7 +7,7 @@ from pathlib import Path
 from audiocls.config import GUIDE_CONFIGS, TrainConfig
 from audiocls.data.clips import Clip
 from audiocls.data.sources import Columns, Source, label_order, load_source
-from audiocls.errors import UserError
+from audiocls.errors import UserError, named
 
 
 @dataclass
@@ -98,8 +98,3 @@ def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
             f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
             f"It trains: {named(labels)}."
         )
-
-
-def named(labels: list[str], most: int = 10) -> str:
-    more = f" and {len(labels) - most} more" if len(labels) > most else ""
-    return ", ".join(labels[:most]) + more

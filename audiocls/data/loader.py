@@ -15,7 +15,7 @@ from audiocls.data.audio import BadAudio
 from audiocls.data.clips import Clip
 from audiocls.data.resampling import Waveform
 from audiocls.data.workers import WorkerLost, started
-from audiocls.errors import InputOutputFailed
+from audiocls.errors import InputOutputFailed, named
 from audiocls.signals import StopSignal
 
 
@@ -199,9 +199,7 @@ class Loader:
     def names(self, numbers: list[int]) -> str:
         """The paths of these clips, the first few of them."""
         rows = [self.clips.rows[number % len(self.clips)] for number in numbers]
-        paths = [self.clips.decoded.clips[row].path for row in rows[:3]]
-        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        return ", ".join(paths) + more
+        return named([self.clips.decoded.clips[row].path for row in rows], 3)
 
 
 def make_loader(

@@ -7,11 +7,11 @@ import numpy as np
 from audiocls.config import TrainConfig
 from audiocls.data.audio import BadAudio, check_length
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
-from audiocls.data.choice import choose_clips, named
+from audiocls.data.choice import choose_clips
 from audiocls.data.clips import Clip
 from audiocls.data.loader import ClipDataset
 from audiocls.data.splits import fingerprint, group_split, random_split, stratified_split
-from audiocls.errors import InputsRefused, UserError
+from audiocls.errors import InputsRefused, UserError, named
 
 MOST_NAMED = 20  # bad clips that get a line each
 

@@ -12,7 +12,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.cache import Waveforms
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
-from audiocls.model.backbone import Backbone
+from audiocls.model.loaded import Backbone
 from audiocls.reporting.audit_text import full_lines, summary_lines
 from audiocls.reporting.pages import audit_page
 from audiocls.reporting.run_log import say

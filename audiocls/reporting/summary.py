@@ -13,7 +13,7 @@ from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.hub import files_to_push, push
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.chance import ChanceAlarm
 from audiocls.reporting.flops import training_flops
 from audiocls.reporting.profiling import StepProfiler

@@ -20,7 +20,7 @@ from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
 from audiocls.data.loader import ClipDataset, Example
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.leftovers import lock, remove_unfinished
-from audiocls.model.backbone import Backbone
+from audiocls.model.loaded import Backbone
 from audiocls.storage import ODD, failing_as, write_json
 
 # What a resumed run may change: the rest decides what is computed.
