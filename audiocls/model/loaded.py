@@ -77,12 +77,12 @@ class LoadedModel:
     def collator(self) -> Collator:
         """What makes batches for it."""
         backbone = self.backbone
-        with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
         if self.hears_features:
             return FeatureCollator(backbone.samples_of_frames)
-        if backbone.takes_waveforms:
-            return WaveformCollator(backbone.feature_extractor, with_mask)
-        return SpectrogramCollator(backbone.feature_extractor)
+        if not backbone.takes_waveforms:
+            return SpectrogramCollator(backbone.feature_extractor)
+        with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
+        return WaveformCollator(backbone.feature_extractor, with_mask)
 
     def training_collator(self, seed: int) -> Collator:
         """The same with SpecAugment's masks, where the model is configured to have them."""

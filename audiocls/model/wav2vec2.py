@@ -180,7 +180,7 @@ class Layer(nn.Module):
 def read_saved(folder: Path) -> tuple[Wav2Vec2, SimpleNamespace] | None:
     """The model in `folder`, and its feature extractor's settings; None where anything is not as it is here.
 
-    Whoever asks then lets transformers load it, or say what is wrong.
+    Whoever asks then loads it as any other model, which says what is wrong.
     """
     try:
         path, weights = folder / "config.json", folder / "model.safetensors"

@@ -14,7 +14,6 @@ from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.model.loaded import Backbone
 from audiocls.reporting.audit_text import full_lines, summary_lines
-from audiocls.reporting.pages import audit_page
 from audiocls.reporting.run_log import say
 from audiocls.storage import failing_as, write_json, write_text
 from audiocls.training.run_folder import last_part
@@ -28,6 +27,8 @@ QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 def audit_only(config: TrainConfig, backbone: Backbone, *, progress: bool) -> None:
     """What `--audit` does: prepare the data, say everything about it, write that as a page."""
+    from audiocls.reporting.pages import audit_page  # matplotlib
+
     lenient = dataclasses.replace(config, max_bad_clips=1.0)
     rate, shortest, window = backbone.sampling_rate, backbone.min_samples, backbone.max_samples
     data = prepare_data(lenient, rate, shortest, window, progress=progress)

@@ -1,4 +1,4 @@
-"""The short blocks of text before the first step and after the last."""
+"""The short blocks of text before the first step and after the last, and the log between them."""
 
 import dataclasses
 import shlex

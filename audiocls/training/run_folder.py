@@ -19,9 +19,9 @@ from audiocls.config import MANIFEST_SUFFIXES, TrainConfig, flag_name
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
-from audiocls.leftovers import lock, remove_unfinished
+from audiocls.leftovers import lock
 from audiocls.model.loaded import Backbone
-from audiocls.storage import ODD, failing_as, write_json
+from audiocls.storage import ODD, failing_as, remove_unfinished, write_json
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
