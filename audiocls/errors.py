@@ -3,7 +3,7 @@
 import errno
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 OK = 0
 BUG = 1
@@ -75,6 +75,17 @@ def exit_code_of(main: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return INPUT_OUTPUT_FAILED
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def named(names: Sequence[str], most: int = 10) -> str:
+    """The first `most` names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def one_line(text: str) -> str:

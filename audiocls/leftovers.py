@@ -5,8 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-from audiocls.storage import finish_swap
-
 _locks: set[int] = set()  # descriptors that stay open as long as the process
 
 
@@ -37,25 +35,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=close_in_child)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Finish or remove what `complete_folder` and `complete_file` were in the middle of in `folder`."""
-    for old in folder.glob(".*.old"):
-        finish_swap(old.with_name(old.name[1:].removesuffix(".old")))
-        shutil.rmtree(old, ignore_errors=True)
-    for unfinished in folder.glob(".*.unfinished"):
-        remove(unfinished)
-
-
 def remove_abandoned(folder: Path, prefix: str) -> None:
     """Remove the folders in `folder` of that prefix which no living process has locked."""
     for abandoned in folder.glob(f"{prefix}*"):
         with contextlib.suppress(OSError):
             if lock(abandoned):
-                remove(abandoned)
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+                shutil.rmtree(abandoned, ignore_errors=True)

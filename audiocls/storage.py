@@ -18,6 +18,8 @@ from audiocls.errors import InputOutputFailed
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
+# What reading a file of any content may raise.
+ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 class NotRegular(OSError):
@@ -120,6 +122,18 @@ def finish_swap(folder: Path) -> None:
             old.rename(folder)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Finish or remove what `complete_folder` and `complete_file` were in the middle of in `folder`."""
+    for old in folder.glob(".*.old"):
+        finish_swap(old.with_name(old.name[1:].removesuffix(".old")))
+        shutil.rmtree(old, ignore_errors=True)
+    for unfinished in folder.glob(".*.unfinished"):
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
+
+
 def remove_folder(folder: Path) -> None:
     """Take a folder's name away, then its content: cut short, no half of it is there under that name."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
@@ -139,7 +153,7 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ODD as error:
         return f"it cannot be read: {error}"
     return None
 

@@ -38,7 +38,8 @@ from audiocls.data.loader import Batch, Collator, WaveformCollator
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.errors import Stopped
 from audiocls.hub import quiet_transformers
-from audiocls.model.backbone import Backbone, LoadedModel, load_for_training, open_backbone
+from audiocls.model.backbone import load_for_training, open_backbone
+from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.reporting.profiling import StepProfiler
 from audiocls.reporting.run_log import RunLog
 from audiocls.signals import StopSignal

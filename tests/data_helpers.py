@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from audiocls.config import TrainConfig
-from audiocls.data.sources import Clip, FileAudio
+from audiocls.data.clips import Clip, FileAudio
 
 ROOT = Path(__file__).resolve().parent.parent
 

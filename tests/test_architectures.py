@@ -14,13 +14,13 @@ from audiocls.data.loader import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier
 from audiocls.model.backbone import (
-    LoadedModel,
     freeze_feature_encoder,
     load_for_inference,
     load_for_training,
     open_backbone,
     save_model,
 )
+from audiocls.model.loaded import LoadedModel
 
 LABELS = ["down", "left", "up"]
 HAVE_NO_FEATURE_ENCODER = ("wav2vec2-bert", "audio-spectrogram-transformer", "whisper")

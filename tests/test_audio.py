@@ -11,7 +11,8 @@ import soundfile
 import torch
 from data_helpers import noise, write_wav
 
-from audiocls.data.audio import BadAudio, decode, frames_needed, mono, resample, resampled
+from audiocls.data.audio import BadAudio, decode, mono
+from audiocls.data.resampling import frames_needed, resample, resampled
 from audiocls.torchaudio_guard import import_torchaudio
 
 FORMATS = {  # suffix: the rates written, the least common ones included
@@ -208,7 +209,7 @@ def test_a_header_is_not_believed_when_it_claims_centuries(tmp_path: Path) -> No
 def test_resampling_in_pieces_is_resampling_at_once(
     from_rate: int, to_rate: int, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audiocls.data.audio.PIECE_SAMPLES", 1_000)
+    monkeypatch.setattr("audiocls.data.resampling.PIECE_SAMPLES", 1_000)
     whole = noise(frames)[:, 0]
     pieces = list(resampled(np.array_split(whole, frames // 300 + 1), from_rate, to_rate))
     assert len(pieces) > 5 or frames < 30_000

@@ -16,7 +16,7 @@ from data_helpers import file_clips, noise, write_wav
 from audiocls.data import cache
 from audiocls.data.audio import decode
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
-from audiocls.data.sources import Clip
+from audiocls.data.clips import Clip
 
 MAX_SAMPLES = 1_600
 

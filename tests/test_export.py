@@ -17,7 +17,7 @@ from audiocls.errors import UserError
 from audiocls.inference import export as export_module
 from audiocls.inference.classifier import Classifier
 from audiocls.inference.export import export
-from audiocls.model.backbone import Backbone, LoadedModel
+from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 
 

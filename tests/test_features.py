@@ -1,5 +1,7 @@
 """Frozen work done once: the same training with the encoder's output read back."""
 
+import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,8 @@ from conftest import RANDOM, Run
 from audiocls.data.prepare import RunData
 from audiocls.errors import UserError
 from audiocls.flags import parse_train
-from audiocls.model.backbone import LoadedModel, freeze_feature_encoder
+from audiocls.model.backbone import freeze_feature_encoder
+from audiocls.model.loaded import LoadedModel
 from audiocls.training.features import cache_features
 from audiocls.training.loop import evaluation_loader
 
@@ -111,3 +114,18 @@ def test_batches_hold_half_precision(
     batch = next(iter(evaluation_loader(TrainConfig(num_workers=0), heard.evaluation, loaded, CPU)))
     assert batch.inputs["input_values"].dtype == torch.float16
     assert batch.inputs["input_values"].ndim == 3
+
+
+def test_features_that_are_cut_short_or_of_other_clips_are_made_again(
+    run_data: Callable[..., RunData], spread_model: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    data = run_data(7)
+    # As where a clip that could not be used before now can.
+    fewer = dataclasses.replace(data, train=dataclasses.replace(data.train, rows=data.train.rows[1:]))
+    _, expected = cache_features(frozen(spread_model, data), data, tmp_path / "expected", CPU)
+    for part in (fewer, data, data):
+        _, heard = cache_features(frozen(spread_model, data), part, tmp_path / "cache", CPU)
+        for row in part.train.rows:
+            np.testing.assert_array_equal(heard.train.waveforms[row], expected.train.waveforms[row])
+        for file in tmp_path.glob("cache/features/*/values"):
+            os.truncate(file, 10)

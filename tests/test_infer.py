@@ -14,7 +14,8 @@ from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from test_architectures import spread_logits
 from transformers import AutoModelForAudioClassification
 
-from audiocls.model.backbone import Backbone, LoadedModel, save_model
+from audiocls.model.backbone import save_model
+from audiocls.model.loaded import Backbone, LoadedModel
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,13 @@ from test_architectures import LABELS, spread_logits, waveforms
 from transformers import AutoModelForAudioClassification, pipeline
 
 from audiocls import Classifier
+from audiocls.data.clips import Clip, FileAudio
 from audiocls.data.loader import Example
-from audiocls.data.sources import Clip, FileAudio
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.classifier import POOL_BATCHES, model_folder
 from audiocls.inference.recordings import as_float
-from audiocls.model.backbone import Backbone, LoadedModel, save_model
+from audiocls.model.backbone import save_model
+from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.storage import complete_folder
 
 

@@ -22,7 +22,8 @@ from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan
 from audiocls.data.prepare import RunData
 from audiocls.errors import NumbersBroke
-from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone
+from audiocls.model.backbone import load_for_training, open_backbone
+from audiocls.model.loaded import LoadedModel
 from audiocls.signals import StopSignal
 from audiocls.training import loop
 from audiocls.training.evaluation import Evaluation, evaluate

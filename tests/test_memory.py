@@ -11,7 +11,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.errors import OutOfMemory, UserError
 from audiocls.flags import parse_train
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.training import memory
 from audiocls.training.memory import advice, fit_batch_size, fits, out_of_memory_explained
 

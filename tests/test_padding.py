@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForAudioClassification
 
 from audiocls.data.loader import Example
-from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone, save_model
+from audiocls.model.backbone import load_for_training, open_backbone, save_model
+from audiocls.model.loaded import LoadedModel
 from audiocls.model.padding import MASKED_WELL, OF_ONE_LENGTH
 
 NEUTRAL = [name for name in CONFIGS if CONFIGS[name]().model_type in MASKED_WELL | OF_ONE_LENGTH]

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from audiocls.data.batch_plan import BatchPlan
 from audiocls.data.prepare import RunData
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 
 BATCH_SIZE = 3  # not a power of two, so that divisions round
 EPOCHS = 4

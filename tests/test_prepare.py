@@ -123,7 +123,7 @@ def test_a_split_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, f
 def test_a_split_in_which_no_clip_has_a_label_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from audiocls.data import prepare as module
+    from audiocls.data import choice as module
 
     load_source = module.load_source
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from audiocls.data.prepare import RunData
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.flops import forward_flops, training_flops
 from audiocls.reporting.profiling import STEP, Phases, StepFacts, StepProfiler, shares, summarize
 

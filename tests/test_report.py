@@ -25,7 +25,7 @@ from sklearn import metrics as sklearn_metrics
 from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.audit import audit, keep_audit
 from audiocls.reporting.errors_heard import keep_worst_errors
 from audiocls.reporting.report import report
@@ -189,6 +189,7 @@ def test_a_run_that_was_stopped_early_has_a_report_too(tmp_path: Path) -> None:
         ("run.json", "{}"),
         ("run.json", '{"label2id": {"a": 0, "b": 1}, "config": {}}'),
         ("run.json", "no json"),
+        ("run.json", "[" * 100_000),
         ("metrics.jsonl", '{"kind": "train"'),
         ("predictions.jsonl", '{"split": "test", "label": "nobody", "path": "x", "probabilities": [1, 0]}'),
     ],

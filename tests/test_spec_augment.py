@@ -9,7 +9,8 @@ from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from audiocls.data.loader import Example
-from audiocls.model.backbone import LoadedModel, load_for_training, open_backbone
+from audiocls.model.backbone import load_for_training, open_backbone
+from audiocls.model.loaded import LoadedModel
 from audiocls.model.spec_augment import SpecAugment
 
 

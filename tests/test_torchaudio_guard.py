@@ -40,7 +40,7 @@ except (OSError, RuntimeError) as error:
     print(type(error).__name__)
 
 import numpy as np
-from audiocls.data.audio import resample
+from audiocls.data.resampling import resample
 torchaudio = import_torchaudio()
 assert import_torchaudio() is torchaudio is sys.modules["torchaudio"]
 waveform = np.sin(np.arange(8_000, dtype=np.float32) / 5)

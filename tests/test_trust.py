@@ -13,12 +13,12 @@ from transformers import AutoConfig
 
 from audiocls.errors import UserError
 from audiocls.model.backbone import (
-    LoadedModel,
     load_for_inference,
     load_for_training,
     open_backbone,
     save_model,
 )
+from audiocls.model.loaded import LoadedModel
 from audiocls.model.settings import NOT_KEPT
 from audiocls.model.trust import check_tensors, known_fields, labels_in, read_json, weight_files
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.training.checkpoint import (
     TrainState,
     check_best,

@@ -12,12 +12,13 @@ from data_helpers import noise
 from test_architectures import LABELS, spread_logits, waveforms
 from transformers import AutoModelForAudioClassification
 
-from audiocls.data.audio import BadAudio, decode, resample, resampled
+from audiocls.data.audio import BadAudio, decode
+from audiocls.data.resampling import resample, resampled
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.inference.recordings import Hearing, in_blocks
 from audiocls.inference.windows import first, windows
-from audiocls.model.backbone import Backbone, LoadedModel
+from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 
 RATE = 16_000

@@ -1,7 +1,6 @@
-"""Bytes or a path -> a mono float32 waveform at one rate (soundfile decodes, torchaudio resamples)."""
+"""Bytes or a path -> a mono float32 waveform at one rate (soundfile decodes)."""
 
 import contextlib
-import functools
 import io
 import math
 import os
@@ -11,13 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
 
 from audiocls.data.quiet import quiet_stderr
+from audiocls.data.resampling import Waveform, filter_half_width, frames_needed, resampled
 from audiocls.storage import NotRegular, open_regular
-from audiocls.torchaudio_guard import import_torchaudio
-
-Waveform = np.ndarray  # float32 [samples]
 
 # What libsndfile reads, and what people keep beside it: the latter are refused by name, not overlooked.
 READABLE = set("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav".split())
@@ -38,7 +34,6 @@ MAX_DECODE_SECONDS = 600.0
 MAX_CLAIMED_SECONDS = 7 * 86_400  # a header that says more is not believed
 MAX_KERNEL_VALUES = 20_000_000  # of the resampler, 80 MB
 BLOCK_VALUES = 2**18  # decoded at a time, over all channels
-PIECE_SAMPLES = 2**18  # resampled at a time
 
 
 class BadAudio(ValueError):
@@ -127,11 +122,13 @@ def blocks(file: soundfile.SoundFile, frames: int | None = None) -> Iterator[Wav
     """
     remaining = math.inf if frames is None else frames
     while remaining > 0:
-        read = file.read(int(min(BLOCK_VALUES // file.channels, remaining)), dtype="float32", always_2d=True)
-        if not len(read):
+        wanted = int(min(BLOCK_VALUES // file.channels, remaining))
+        read = file.read(wanted, dtype="float32", always_2d=True)
+        if len(read):
+            yield mono(read)
+        if len(read) < wanted:  # the end: asking once more costs half as much as a short clip's decoding
             return
-        yield mono(read)
-        remaining -= len(read)
+        remaining -= wanted
 
 
 @contextlib.contextmanager
@@ -164,52 +161,6 @@ def mono(samples: np.ndarray) -> Waveform:
     return samples if samples.ndim == 1 else samples.mean(axis=1)
 
 
-def resample(waveform: Waveform, from_rate: int, to_rate: int) -> Waveform:
-    """`torchaudio.functional.resample` of one waveform, its kernel built once a pair of rates."""
-    if from_rate == to_rate:
-        return waveform
-    with torch.inference_mode():
-        return resampler(from_rate, to_rate)(torch.from_numpy(waveform)).numpy()
-
-
-def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Iterator[Waveform]:
-    """Pieces of what `resample` would make of all the blocks together, at bounded memory.
-
-    A piece is resampled with so much before and after it as the filter hears, in whole periods of the two
-    rates, and its own part is kept.
-    """
-    if from_rate == to_rate:
-        yield from blocks
-        return
-    divisor = math.gcd(from_rate, to_rate)
-    period, new_period = from_rate // divisor, to_rate // divisor
-    margin = math.ceil(filter_half_width(from_rate, to_rate) / period)  # in periods, as the next two
-    piece = max(1, PIECE_SAMPLES // period)
-    before = 0
-    waiting, num_waiting = [], 0
-    for block in blocks:
-        waiting.append(block)
-        num_waiting += len(block)
-        if num_waiting < (before + piece + margin) * period:
-            continue
-        rest = np.concatenate(waiting)
-        while len(rest) >= (before + piece + margin) * period:
-            new = resample(rest[: (before + piece + margin) * period], from_rate, to_rate)
-            yield new[before * new_period : (before + piece) * new_period].copy()
-            rest = rest[(before + piece - margin) * period :]
-            before = margin
-        waiting, num_waiting = [rest], len(rest)
-    if waiting:
-        yield resample(np.concatenate(waiting), from_rate, to_rate)[before * new_period :]
-
-
-@functools.lru_cache(maxsize=32)
-def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
-    torchaudio = import_torchaudio()
-    # dtype: as functional.resample builds it, so that scores agree with the Hugging Face pipeline's.
-    return torchaudio.transforms.Resample(from_rate, to_rate, dtype=torch.float32)
-
-
 def check_codec(container: str, codec: str) -> None:
     if container not in CONTAINERS or codec not in CODECS:
         raise BadAudio(
@@ -236,21 +187,6 @@ def check_length(num_samples: int, min_samples: int, sampling_rate: int) -> None
     if num_samples < min_samples:
         milliseconds = 1000 * min_samples / sampling_rate
         raise BadAudio(f"is shorter than what the model needs to hear, {milliseconds:.0f} ms")
-
-
-def filter_half_width(from_rate: int, to_rate: int) -> int:
-    """Samples at `from_rate` (in lowest terms) to each side that one resampled value hears."""
-    divisor = math.gcd(from_rate, to_rate)
-    before, after = from_rate // divisor, to_rate // divisor
-    return math.ceil(6 * before / (min(before, after) * 0.99))  # torchaudio's filter width and roll-off
-
-
-def frames_needed(samples: int, from_rate: int, to_rate: int) -> int:
-    """Frames at `from_rate` that decide the first `samples` samples at `to_rate`."""
-    if from_rate == to_rate:
-        return samples
-    period = from_rate // math.gcd(from_rate, to_rate)
-    return math.ceil(samples * from_rate / to_rate) + filter_half_width(from_rate, to_rate) + period
 
 
 def plain(error: soundfile.LibsndfileError) -> str:

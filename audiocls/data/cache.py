@@ -26,13 +26,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, Waveform, decode
+from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, decode
+from audiocls.data.clips import Clip
 from audiocls.data.measure import Measured, measure
-from audiocls.data.sources import Clip
+from audiocls.data.resampling import Waveform
 from audiocls.leftovers import lock, remove_abandoned
+from audiocls.storage import ODD
 
 FORMAT = 2  # raised when what is stored changes its meaning
-DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading any odd file may raise
 CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 
 
@@ -51,6 +52,10 @@ class FlatFile:
         self.ends = np.cumsum(lengths) * width
         self.starts = self.ends - lengths * width
         self.dtype = dtype
+
+    @property
+    def num_bytes(self) -> int:
+        return int(self.ends[-1]) * np.dtype(self.dtype).itemsize if len(self.ends) else 0
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.values[self.starts[index] : self.ends[index]]
@@ -98,10 +103,9 @@ def decode_all(
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
     folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(*ODD):
         return open_cache(folder, clips, sampling_rate, max_samples)
 
-    shutil.rmtree(folder, ignore_errors=True)  # a damaged one
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
     errors = {}
     measured: list[Measured | None] = [None] * len(clips)
@@ -123,7 +127,7 @@ def decode_all(
             measures = [one and dataclasses.astuple(one) for one in measured]
             lengths = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist()}
             cache.publish({**lengths, "errors": errors, "measured": measures})
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(*ODD):
         return open_cache(folder, clips, sampling_rate, max_samples)
     return Waveforms(
         clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, None, max_decode_seconds
@@ -142,7 +146,7 @@ def cache_key(
 
 
 def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Waveforms:
-    """A finished cache. Raises one of DAMAGED where there is none, or not a whole one."""
+    """A finished cache. Raises one of ODD where there is none, or not a whole one."""
     index = json.loads((folder / CacheWriter.INDEX).read_text())
     num_samples = np.array(index["num_samples"], np.int64)
     file = folder / CacheWriter.VALUES
@@ -171,6 +175,7 @@ class CacheWriter:
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
             self.folder.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
             remove_abandoned(self.folder.parent, "unfinished-")
             self.unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
             lock(self.unfinished)

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from audiocls.data.audio import BadAudio, Waveform
+from audiocls.data.audio import BadAudio
+from audiocls.data.clips import Clip
+from audiocls.data.resampling import Waveform
 from audiocls.data.workers import WorkerLost, started
-from audiocls.errors import InputOutputFailed
+from audiocls.errors import InputOutputFailed, named
 from audiocls.signals import StopSignal
 
 
@@ -48,7 +50,7 @@ class Batch:
 class ClipDataset(Dataset):
     """Some of the decoded clips, with the number of their label."""
 
-    waveforms: Any  # Waveforms, or something else that has an array for each of its clips
+    waveforms: Any  # Waveforms, or Features made of them: an array for each clip of the data set
     rows: np.ndarray  # int64 [clips], into waveforms
     labels: np.ndarray  # int64 [clips]
 
@@ -63,16 +65,25 @@ class ClipDataset(Dataset):
     @property
     def num_samples(self) -> np.ndarray:
         """int64 [clips], the length of each waveform."""
-        return self.waveforms.num_samples[self.rows]
+        return self.decoded.num_samples[self.rows]
+
+    @property
+    def decoded(self) -> Any:
+        """The Waveforms, also where `waveforms` are features made of them."""
+        return getattr(self.waveforms, "waveforms", self.waveforms)
+
+    @property
+    def clips(self) -> list[Clip]:
+        return [self.decoded.clips[row] for row in self.rows]
 
     @property
     def paths(self) -> list[str]:
-        return [self.waveforms.clips[row].path for row in self.rows]
+        return [clip.path for clip in self.clips]
 
     @property
     def identities(self) -> list[str]:
         """What each clip is: its name and its label."""
-        return [f"{clip.path}\0{clip.label}" for clip in (self.waveforms.clips[row] for row in self.rows)]
+        return [f"{clip.path}\0{clip.label}" for clip in self.clips]
 
 
 Collator = Callable[[list[Example]], Batch]
@@ -188,9 +199,7 @@ class Loader:
     def names(self, numbers: list[int]) -> str:
         """The paths of these clips, the first few of them."""
         rows = [self.clips.rows[number % len(self.clips)] for number in numbers]
-        paths = [self.clips.waveforms.clips[row].path for row in rows[:3]]
-        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        return ", ".join(paths) + more
+        return named([self.clips.decoded.clips[row].path for row in rows], 3)
 
 
 def make_loader(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audiocls.data.audio import Waveform
+from audiocls.data.resampling import Waveform
 
 SILENCE_DBFS = -60.0  # a stretch is silent below this root mean square, of full scale
 STRETCH_SECONDS = 0.02

@@ -47,9 +47,8 @@ def started(loader: DataLoader) -> Iterator[Iterator[Any]]:
     try:
         yield patient(batches)
     finally:
-        if (
-            not is_too_late()
-        ):  # a traceback may hold on to this: the workers are dead, no thread starts any more
+        # A traceback may hold on to this until the end: the workers are dead, no thread starts any more.
+        if not is_too_late():
             # A worker that ends by itself leaves nothing in shared memory.
             too_slow = threading.Timer(GRACE_SECONDS, kill)
             too_slow.start()

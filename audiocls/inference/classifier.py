@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 
 from audiocls.config import AGGREGATES
-from audiocls.data.audio import MAX_DECODE_SECONDS, Waveform
+from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.loader import Example
+from audiocls.data.resampling import Waveform
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
 from audiocls.inference.windows import Together
-from audiocls.model.backbone import LoadedModel, load_for_inference
+from audiocls.model.backbone import load_for_inference
 from audiocls.model.cpu import make_fast_on_cpu
+from audiocls.model.loaded import LoadedModel
 from audiocls.storage import MANIFEST, damage, finish_swap
 
 POOL_BATCHES = 16  # batches' worth of pieces held at once, so that those of one length can meet

@@ -11,17 +11,15 @@ from torch import Tensor
 from audiocls.data.audio import (
     MAX_DECODE_SECONDS,
     BadAudio,
-    Waveform,
     blocks,
     check_format,
     check_length,
     decode,
     mono,
     open_audio,
-    resample,
-    resampled,
 )
-from audiocls.data.sources import Clip
+from audiocls.data.clips import Clip
+from audiocls.data.resampling import Waveform, resample, resampled
 from audiocls.errors import UserError, one_line
 from audiocls.inference.windows import first, windows
 

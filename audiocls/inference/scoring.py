@@ -8,8 +8,10 @@ import numpy as np
 
 from audiocls.config import GUIDE_CONFIGS, InferConfig
 from audiocls.data.cache import cache_folder
-from audiocls.data.prepare import MOST_NAMED, only_split, split_named
-from audiocls.data.sources import Clip, Columns, load_source
+from audiocls.data.choice import only_split, split_named
+from audiocls.data.clips import Clip
+from audiocls.data.prepare import MOST_NAMED
+from audiocls.data.sources import Columns, load_source
 from audiocls.errors import UserError, one_line
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import accuracy, macro_f1

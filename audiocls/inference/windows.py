@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiocls.data.audio import BadAudio, Waveform
+from audiocls.data.audio import BadAudio
+from audiocls.data.resampling import Waveform
 
 
 def first(blocks: Iterable[Waveform], max_samples: int | None) -> Iterator[Waveform]:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,12 @@ import numpy as np
 import torch
 
 from audiocls.config import is_missing_path
-from audiocls.data.loader import (
-    Collator,
-    Example,
-    FeatureCollator,
-    SpectrogramCollator,
-    WaveformCollator,
-)
-from audiocls.errors import UserError
+from audiocls.data.loader import Example
+from audiocls.errors import UserError, named
 from audiocls.hub import commit_of, loading, quiet_transformers
+from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 from audiocls.model.settings import missing, model_file, read_config, read_feature_extractor
-from audiocls.model.spec_augment import SpecAugment
 from audiocls.model.trust import WEIGHTS, read_tensors, weight_files
 from audiocls.model.wav2vec2 import read_saved
 from audiocls.torchaudio_guard import import_torchaudio
@@ -58,99 +51,6 @@ MOST_SECONDS_A_FRAME = 60
 
 # What a pretrained backbone may lack, or have in another shape: it is learned here.
 HEAD = ("projector.", "classifier.", "layer_weights")
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """What is known of a model before its weights are read."""
-
-    name: str
-    revision: str | None
-    config: Any  # a transformers PretrainedConfig
-    feature_extractor: Any
-    commit: str | None = None  # on the Hub, where it comes from there
-
-    @property
-    def sampling_rate(self) -> int:
-        return self.feature_extractor.sampling_rate
-
-    @property
-    def takes_waveforms(self) -> bool:
-        """Whether the model hears samples; if not, its feature extractor makes spectrograms of them."""
-        return hasattr(self.config, "conv_kernel")
-
-    @property
-    def min_samples(self) -> int:
-        """The model's receptive field: a shorter clip gives not one frame."""
-        if not self.takes_waveforms:
-            # Every filter bank here has windows of 25 ms, 10 ms apart; Wav2Vec2-BERT joins `stride` of them.
-            windows = getattr(self.feature_extractor, "stride", 1)
-            return round((0.025 + 0.010 * (windows - 1)) * self.sampling_rate)
-        frames = getattr(self.config, "squeeze_factor", 1)  # SEW pools its frames
-        if self.config.model_type == "wav2vec2-conformer":
-            frames = 2  # its batch norm cannot train on one
-        return self.samples_of_frames(frames)
-
-    @property
-    def max_samples(self) -> int | None:
-        """What a model of a fixed window hears of a clip: Whisper's chunk, AST's longest spectrogram."""
-        match self.config.model_type:
-            case "whisper":
-                return self.feature_extractor.n_samples
-            case "audio-spectrogram-transformer":
-                return round((0.025 + 0.010 * (self.feature_extractor.max_length - 1)) * self.sampling_rate)
-        return None
-
-    def frames_of_samples(self, samples: int) -> int:
-        """Frames that the convolutional encoder makes of `samples` samples."""
-        for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
-            samples = (samples - kernel) // stride + 1
-        return samples
-
-    def samples_of_frames(self, frames: int) -> int:
-        """Samples from which the convolutional encoder makes `frames` frames."""
-        samples = frames
-        for kernel, stride in zip(
-            reversed(self.config.conv_kernel), reversed(self.config.conv_stride), strict=True
-        ):
-            samples = (samples - 1) * stride + kernel
-        return samples
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its feature extractor, ready for use."""
-
-    model: Any  # a transformers PreTrainedModel, float32
-    backbone: Backbone
-    padding_invariant: bool = False  # whether a clip's logits are the same whatever is padded beside it
-    notes: list[str] = field(default_factory=list)
-    hears_features: bool = False  # whether clips have been through its convolutional encoder already
-
-    def collator(self) -> Collator:
-        """What makes batches for it."""
-        backbone = self.backbone
-        with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
-        if self.hears_features:
-            return FeatureCollator(backbone.samples_of_frames)
-        if backbone.takes_waveforms:
-            return WaveformCollator(backbone.feature_extractor, with_mask)
-        return SpectrogramCollator(backbone.feature_extractor)
-
-    def training_collator(self, seed: int) -> Collator:
-        """The same with SpecAugment's masks, where the model is configured to have them."""
-        config, collate = self.backbone.config, self.collator()
-        wants_masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0)
-        if not wants_masks or config.model_type == "whisper":  # which draws its own
-            return collate
-        return SpecAugment(
-            collate,
-            self.backbone.frames_of_samples if self.backbone.takes_waveforms else int,
-            seed,
-            config.mask_time_prob,
-            config.mask_time_length,
-            getattr(config, "mask_time_min_masks", 0),
-        )
 
 
 def open_backbone(name: str, revision: str | None = None, *, with_labels: bool = False) -> Backbone:
@@ -312,8 +212,7 @@ def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
 
 
 def first_of(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more tensors" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+    return named(names, 3) + (" tensors" if len(names) > 3 else "")
 
 
 def freeze_feature_encoder(model: Any, name: str) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from audiocls.data.audio import MAX_RATE, MIN_RATE
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import InputOutputFailed, UserError, reason
 from audiocls.storage import open_regular
 
 FindFile = Callable[[str], Path | None]  # a file of the model by its name; None where it has none
@@ -131,7 +131,7 @@ def read_tensors(files: Iterable[Path]) -> dict[str, Any]:
         except OSError as error:
             raise InputOutputFailed(f"{file} cannot be read: {error.strerror or error}.") from None
         except Exception as error:  # safetensors and torch raise many kinds over a broken file
-            why = next(iter(str(error).splitlines()), type(error).__name__)
+            why = reason(error)
             raise UserError(f"{file} does not hold tensors alone, or is damaged: {why}") from None
         check_tensors(loaded, str(file))
         tensors |= loaded

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -181,7 +180,7 @@ class Layer(nn.Module):
 def read_saved(folder: Path) -> tuple[Wav2Vec2, SimpleNamespace] | None:
     """The model in `folder`, and its feature extractor's settings; None where anything is not as it is here.
 
-    Whoever asks then lets transformers load it, or say what is wrong.
+    Whoever asks then loads it as any other model, which says what is wrong.
     """
     try:
         path, weights = folder / "config.json", folder / "model.safetensors"
@@ -205,7 +204,7 @@ def read_saved(folder: Path) -> tuple[Wav2Vec2, SimpleNamespace] | None:
         with torch.device("meta"):
             model = Wav2Vec2(config)
         model.load_state_dict(with_plain_weights(read_tensors([weights])), assign=True)
-    except (UserError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return None
     return model.eval().requires_grad_(False), feature_extractor
 

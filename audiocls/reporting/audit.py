@@ -12,7 +12,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.cache import Waveforms
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
-from audiocls.model.backbone import Backbone
+from audiocls.model.loaded import Backbone
 from audiocls.reporting.audit_text import full_lines, summary_lines
 from audiocls.reporting.run_log import say
 from audiocls.storage import failing_as, write_json, write_text
@@ -54,7 +54,7 @@ def keep_audit(run_folder: Path, name: str, data: RunData) -> None:
 def audit(name: str, data: RunData) -> Audit:
     """The audit of the data set `name`. Every clip was measured when it was decoded: nothing is read here."""
     parts = {"train": data.train, "evaluation": data.evaluation} | ({"test": data.test} if data.test else {})
-    waveforms: Waveforms = getattr(data.train.waveforms, "waveforms", data.train.waveforms)
+    waveforms: Waveforms = data.train.decoded
     part_of = {int(row): part for part, clips in parts.items() for row in clips.rows}
     rows = np.array(sorted(part_of))
     seconds = waveforms.seconds[rows]

@@ -38,9 +38,12 @@ def full_lines(audit: dict[str, Any]) -> list[str]:
     ]
     for key, words in FINDINGS.items():
         lines += [f"{audit[key]['count']} {words}", *listed(audit[key])]
-    twins = audit["copies"]
-    groups = {"count": twins["count"], "names": [" = ".join(group) for group in twins["groups"]]}
-    return [*lines, copies_text(twins), *listed(groups)]
+    return [*lines, copies_text(audit["copies"]), *listed(copies_found(audit["copies"]))]
+
+
+def copies_found(twins: dict[str, Any]) -> dict[str, Any]:
+    """The copies as the other findings are: their number, and a text for each group."""
+    return {"count": twins["count"], "names": [" = ".join(group) for group in twins["groups"]]}
 
 
 def listed(found: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ def keep_worst_errors(run_folder: Path, data: RunData) -> None:
         return
     clips = data.test if predictions.split == "test" else data.evaluation
     assert clips is not None
-    waveforms: Waveforms = getattr(clips.waveforms, "waveforms", clips.waveforms)  # behind features
+    waveforms: Waveforms = clips.decoded
     rate = waveforms.sampling_rate
     with complete_folder(run_folder / "errors", predictions=predictions_digest(run_folder)) as unfinished:
         for place, index in enumerate(predictions.worst(MOST_ERRORS), start=1):

@@ -48,7 +48,7 @@ def model_card(run_folder: Path) -> str:
         title=last_part(name),
         base_model=hub_name(config["model"], run),
         model_name=json.dumps(one_line(config.get("push_to_hub") or str(run_folder / "best"))),
-        labels=sorted(run["label2id"], key=run["label2id"].__getitem__),
+        labels=results.labels,
         scores=scores,
         predictions=results.predictions,
         confused=scores.most_confused(5) if scores else [],

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from audiocls.errors import one_line
 from audiocls.reporting import figures
-from audiocls.reporting.audit_text import channels, copies_where, hours, rates
+from audiocls.reporting.audit_text import channels, copies_found, copies_where, hours, rates
 
 
 def render(template: str, **values: Any) -> str:
@@ -58,10 +58,8 @@ def audit_parts(audit: dict[str, Any]) -> dict[str, Any]:
     histogram = audit["seconds"]["histogram"]
     sizes = audit["classes"]["train"]
     largest = max(sizes.values())
-    twins = audit["copies"]
-    groups = {"count": twins["count"], "names": [" = ".join(group) for group in twins["groups"]]}
     return {
-        "audit": audit | {"copies_found": groups},
+        "audit": audit | {"copies_found": copies_found(audit["copies"])},
         "durations": svg(
             figures.histogram(histogram["counts"], histogram["edges"], "seconds"),
             "durations",

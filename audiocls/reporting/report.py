@@ -41,7 +41,6 @@ def write_report(run_folder: Path) -> Path:
 def report(run_folder: Path) -> str:
     """The page, a pure function of the run folder."""
     results = read_run(run_folder)
-    labels = sorted(results.run["label2id"], key=results.run["label2id"].__getitem__)
     predictions, scores = results.predictions, results.scores
     end, judged = results.last("end"), results.last("test")
     if not judged and results.best_step is not None:
@@ -51,11 +50,11 @@ def report(run_folder: Path) -> str:
         title=run_folder.resolve().name,
         results=results,
         config=results.config,
-        labels=labels,
+        labels=results.labels,
         scores=scores,
         predictions=predictions,
         loss=judged.get("loss"),
-        chance_loss=math.log(len(labels)),
+        chance_loss=math.log(len(results.labels)),
         last_step=max((record["step"] for record in results.records), default=0),
         wall_seconds=end.get("wall_seconds"),
         charts=charts(results),

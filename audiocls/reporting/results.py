@@ -24,7 +24,7 @@ from audiocls.metrics import (
     per_class,
     wilson_interval,
 )
-from audiocls.storage import damage, manifest_of
+from audiocls.storage import ODD, damage, manifest_of
 
 RUN_KEYS = (
     "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
@@ -109,6 +109,10 @@ class RunResults:
         return steps, np.array([math.nan if number is None else number for _, number in points], float)
 
     @property
+    def labels(self) -> list[str]:
+        return labels_in_order(self.run)
+
+    @property
     def config(self) -> dict[str, Any]:
         return self.run["config"]
 
@@ -125,17 +129,21 @@ def read_run(folder: Path) -> RunResults:
         run = json.loads(path.read_text(encoding="utf-8"))
         run = {key: run[key] for key in RUN_KEYS}
         run["config"] = dataclasses.asdict(TrainConfig()) | run["config"]  # an older run may lack some
-        names = sorted(run["label2id"], key=run["label2id"].__getitem__)
+        names = labels_in_order(run)
         path = folder / "metrics.jsonl"
         records = list(read_lines(path))
         path = folder / "predictions.jsonl"
         predictions = read_predictions(path, names)
         path = folder / "audit.json"
         audit = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except ODD as error:
         raise InputOutputFailed(f"{path} cannot be read: {error}. Is {folder} a run's folder?") from None
     scores = Scores.of(predictions) if predictions else None
     return RunResults(folder, run, records, predictions, scores, audit)
+
+
+def labels_in_order(run: dict[str, Any]) -> list[str]:
+    return sorted(run["label2id"], key=run["label2id"].__getitem__)
 
 
 def read_lines(path: Path) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""The short blocks of text before the first step and after the last."""
+"""The short blocks of text before the first step and after the last, and the log between them."""
 
 import dataclasses
 import shlex
@@ -13,7 +13,7 @@ from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.hub import files_to_push, push
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.chance import ChanceAlarm
 from audiocls.reporting.flops import training_flops
 from audiocls.reporting.profiling import StepProfiler
@@ -34,6 +34,8 @@ def say_start(
     parts = [("train", data.train), (f"evaluation ({data.eval_name})", data.evaluation)]
     parts += [("test", data.test)] if data.test else []
     say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
+    if cache := data.train.decoded.cache:
+        say(f"decoded audio: {cache.num_bytes / 1e6:.1f} MB in {cache.path.parent}")
     say(f"classes: {len(data.labels)}, {class_sizes(data.train, data.labels)}")
     parameters = list(loaded.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)

@@ -66,14 +66,13 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, p
 
 def prediction_lines(split: str, clips: ClipDataset, evaluation: Evaluation) -> str:
     """predictions.jsonl: for each clip its path, its true label and every label's probability."""
-    names = clips.waveforms.clips
     lines = [
         {
             "split": split,
-            "path": names[row].path,
-            "label": names[row].label,
+            "path": clip.path,
+            "label": clip.label,
             "probabilities": [round(p, 6) for p in probabilities],
         }
-        for row, probabilities in zip(clips.rows, evaluation.probabilities.tolist(), strict=True)
+        for clip, probabilities in zip(clips.clips, evaluation.probabilities.tolist(), strict=True)
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)

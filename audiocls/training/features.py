@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiocls.data.cache import DAMAGED, CacheWriter, FlatFile, Waveforms, cache_key
+from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
 from audiocls.data.loader import ClipDataset, Example
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 
 
 @dataclasses.dataclass
@@ -34,14 +34,6 @@ class Features:
     def __getitem__(self, index: int) -> np.ndarray:
         return self.cache[index].reshape(-1, self.channels)
 
-    @property
-    def num_samples(self) -> np.ndarray:
-        return self.waveforms.num_samples
-
-    @property
-    def clips(self) -> list:
-        return self.waveforms.clips
-
 
 def cache_features(
     loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device, *, progress: bool = False
@@ -50,20 +42,20 @@ def cache_features(
 
     Raises InputOutputFailed where the cache folder cannot hold them.
     """
-    waveforms = data.train.waveforms
-    assert isinstance(waveforms, Waveforms)
+    waveforms: Waveforms = data.train.decoded
     encoder: Any = loaded.model.base_model.feature_extractor
     channels = loaded.backbone.config.conv_dim[-1]
-    weights = hashlib.sha256()
-    for tensor in encoder.state_dict().values():
-        weights.update(tensor.cpu().numpy().tobytes())
-    key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
-    folder = cache_dir / "features" / f"{key}-{weights.hexdigest()[:16]}"
-
     rows = np.sort(np.concatenate([part.rows for part in (data.train, data.evaluation, data.test) if part]))
     frames = np.zeros(len(waveforms.clips), np.int64)
     frames[rows] = [loaded.backbone.frames_of_samples(int(n)) for n in waveforms.num_samples[rows]]
-    if not is_whole(folder, 2 * channels * int(frames.sum())):
+    num_bytes = 2 * channels * int(frames.sum())
+    made_from = hashlib.sha256(frames.tobytes())  # of which clips can be used, too
+    for tensor in encoder.state_dict().values():
+        made_from.update(tensor.cpu().numpy().tobytes())
+    key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
+    folder = cache_dir / "features" / f"{key}-{made_from.hexdigest()[:16]}"
+
+    if not is_whole(folder, num_bytes):
         collate = loaded.collator()
         encoder.to(device)
         with CacheWriter(folder) as cache, torch.inference_mode():
@@ -71,9 +63,9 @@ def cache_features(
                 input_values = collate([Example(waveforms[row])]).inputs["input_values"].to(device)
                 cache.write(encoder(input_values)[0].T.half().contiguous().cpu().numpy())
             cache.publish({"frames": frames.tolist()})
-        if not is_whole(folder, 2 * channels * int(frames.sum())):
+        if not is_whole(folder, num_bytes):
             raise InputOutputFailed(
-                f"{folder} cannot hold {2 * channels * frames.sum() / 1e9:.1f} GB of features: leave out "
+                f"{folder} cannot hold {num_bytes / 1e9:.1f} GB of features: leave out "
                 "--cache-features, or name another --cache-dir."
             )
     features = Features(
@@ -93,7 +85,7 @@ def cache_features(
 
 
 def is_whole(folder: Path, num_bytes: int) -> bool:
-    with contextlib.suppress(*DAMAGED):
+    with contextlib.suppress(OSError):
         return (folder / CacheWriter.VALUES).stat().st_size == num_bytes
     return False
 

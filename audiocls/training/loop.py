@@ -16,8 +16,8 @@ from audiocls.data.loader import ClipDataset, Loader, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
-from audiocls.model.backbone import LoadedModel
 from audiocls.model.cpu import make_fast_on_cpu
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
 from audiocls.signals import StopSignal

@@ -11,7 +11,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import OutOfMemory, UserError
-from audiocls.model.backbone import LoadedModel
+from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.run_log import say
 
 HIGHEST_SHARE = 0.9  # of the GPU's memory that a trial may take: what is free lies in pieces

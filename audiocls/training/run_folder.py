@@ -20,9 +20,9 @@ from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.flags import flag_name
-from audiocls.leftovers import lock, remove_unfinished
-from audiocls.model.backbone import Backbone
-from audiocls.storage import failing_as, write_json
+from audiocls.leftovers import lock
+from audiocls.model.loaded import Backbone
+from audiocls.storage import ODD, failing_as, remove_unfinished, write_json
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
@@ -141,7 +141,7 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
             for name in ("precision", "label2id", "split_fingerprint")
             if before[name] != run[name]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except ODD as error:
         raise InputOutputFailed(f"{folder / 'run.json'} cannot be read: {error}. Is it a run's?") from None
     if changes:
         raise UserError(f"{folder} cannot be resumed, it would be another run: {'; '.join(changes)}.")

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from audiocls.storage import damage, manifest_of
+from audiocls.errors import reason
+from audiocls.storage import ODD, damage, manifest_of
 
 Dataclass = TypeVar("Dataclass")
 
-# What reading a file of any content may raise.
-ODD = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError)
 ADAM = {"exp_avg", "exp_avg_sq", "step"}
 MOST = 2**53  # no count, no time is larger; up to here a float is exact
 
@@ -55,7 +53,7 @@ def read_checkpoint(folder: Path, model: nn.Module, scaler: Mapping[str, Any]) -
             raise ValueError(f"it says that it is of step {step}")
         return Checkpoint(weights, optimizer, saved["scaler"], saved["state"])
     except ODD as error:
-        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from None
+        raise ValueError(reason(error)) from None
 
 
 def check_weights(weights: dict[str, Tensor], model: nn.Module) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import Tally, in_child, parse, save_classifier, script, write_clips
+from cases import parse
+from hostile_inputs import OutcomeTally, in_child, save_classifier, script, write_clips
 from safetensors.torch import load_file, save_file
 
 from audiocls.storage import manifest_of
@@ -233,7 +234,7 @@ def weights_of(run: Path) -> str:
 
 def main() -> int:
     arguments = parse(__doc__, 300)
-    tally = Tally("damaged checkpoints")
+    tally = OutcomeTally("damaged checkpoints")
     with tempfile.TemporaryDirectory(prefix="audiocls-faults-") as folder:
         workplace = Path(folder)
         command = [
@@ -286,7 +287,7 @@ def main() -> int:
             else:
                 result = f"exit code {outcome.code}"
                 violations.append(outcome.stderr[-300:].decode(errors="replace"))
-            tally.add(case, outcome, result, violations)
+            tally.add_outcome(case, outcome, result, violations)
             shutil.rmtree(run)
     return tally.end()
 

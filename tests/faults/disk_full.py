@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from training_runs import Child, Tally, Workplace, parse, workplace
+from cases import Tally, parse
+from training_runs import Child, Workplace, workplace
 from what_is_left import damaged, differences, fingerprint, leftovers
 
 PAGE = 4096

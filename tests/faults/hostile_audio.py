@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from common import RATE, Outcome, Tally, in_child, noise, parse, save_classifier, script, write_clips
+from cases import parse
+from hostile_inputs import RATE, Outcome, OutcomeTally, in_child, noise, save_classifier, script, write_clips
 
 Make = Callable[[Path], Path]  # writes the input into an empty folder and returns what to classify
 EITHER, REFUSED, HEARD = "either", "refused", "heard"
@@ -381,7 +382,7 @@ def weights_of_training(workplace: Path, dataset: Path, name: str) -> tuple[Outc
 
 def main() -> int:
     arguments = parse(__doc__, 450)
-    tally = Tally("hostile audio")
+    tally = OutcomeTally("hostile audio")
     with tempfile.TemporaryDirectory(prefix="audiocls-faults-") as folder:
         workplace = Path(folder)
         model = save_classifier(workplace / "model")
@@ -401,7 +402,7 @@ def main() -> int:
             path = make(here)
             outcome = in_child(script("infer", model, first, path, second, "--format", "jsonl"))
             result, violations = judge(outcome, path, expected, good)
-            tally.add(case, outcome, result, violations)
+            tally.add_outcome(case, outcome, result, violations)
             if result == REFUSED:
                 refused.append(path)
 
@@ -413,7 +414,7 @@ def main() -> int:
         outcome.seconds = 0.0  # of many inputs
         same = weights == expected_weights != b""
         violations = [] if same else [f"other weights, exit code {outcome.code}: {outcome.stderr[-300:]!r}"]
-        tally.add("training beside all that was refused", outcome, "trained", violations)
+        tally.add_outcome("training beside all that was refused", outcome, "trained", violations)
     return tally.end()
 
 

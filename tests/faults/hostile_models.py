@@ -14,7 +14,8 @@ from typing import Any
 
 import soundfile
 import torch
-from common import RATE, Tally, in_child, noise, parse, save_classifier, script, write_clips
+from cases import parse
+from hostile_inputs import RATE, OutcomeTally, in_child, noise, save_classifier, script, write_clips
 from safetensors.torch import load_file, save_file
 
 Spoil = Callable[[Path], None]  # makes a clean model folder hostile
@@ -368,7 +369,7 @@ def all_cases(count: int, seed: int) -> list[tuple[str, str, Spoil]]:
 
 def main() -> int:
     arguments = parse(__doc__, 150)
-    tally = Tally("malicious model folders")
+    tally = OutcomeTally("malicious model folders")
     with tempfile.TemporaryDirectory(prefix="audiocls-faults-") as folder:
         workplace = Path(folder)
         clean = save_classifier(workplace / "clean")
@@ -403,7 +404,7 @@ def main() -> int:
                 violations.append(f"was {result}, not {expected}: {outcome.code} {outcome.stderr[:300]!r}")
             if (here / "canary").exists():
                 violations.append("its code was executed")
-            tally.add(case, outcome, result, violations)
+            tally.add_outcome(case, outcome, result, violations)
 
             # As a backbone to fine-tune it may be more: its labels and its head are learned anew.
             outcome = in_child(
@@ -417,7 +418,7 @@ def main() -> int:
             )
             if (here / "canary").exists():
                 violations.append("its code was executed")
-            tally.add(f"{case} (training)", outcome, result, violations)
+            tally.add_outcome(f"{case} (training)", outcome, result, violations)
             shutil.rmtree(here)
     return tally.end()
 

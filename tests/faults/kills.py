@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from training_runs import Child, Tally, parse, workplace
+from cases import Tally, parse
+from training_runs import Child, workplace
 from what_is_left import damaged, differences, fingerprint, leftovers, newest_step, reached_step
 
 CHECKPOINT_EVERY = 3  # steps; an epoch has 8

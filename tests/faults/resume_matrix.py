@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from training_runs import Child, Tally, Workplace, at_forward, parse, workplace
+from cases import Tally, parse
+from training_runs import Child, Workplace, at_forward, workplace
 from what_is_left import differences, fingerprint, leftovers
 
 # 15 clips in micro-batches of 2: 8 an epoch, which make 8 steps, or 3 of up to 3 micro-batches. 10 clips to

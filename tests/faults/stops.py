@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cases import Tally, parse
 from training_runs import (
     ROOT,
     Child,
-    Tally,
     Workplace,
     at_forward,
     group,
-    parse,
     workplace,
     wrap,
 )

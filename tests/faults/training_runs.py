@@ -6,7 +6,6 @@ computes nothing, and each case is a fork of it, the leader of a process group.
 
 # ruff: noqa: E402 - the environment must be set before torch is imported
 
-import argparse
 import atexit
 import importlib
 import os
@@ -15,10 +14,9 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
+from cases import fork
 from conftest import RANDOM, SMALL, TEST_HOME, write_clips
 
 import train
@@ -132,25 +131,19 @@ class Child:
         self.told, tell = os.pipe()
         self.began = time.monotonic()
         self.code: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
+
+        def act() -> int:
             os.setpgid(0, 0)
-            os.dup2(self.output.fileno(), 1)
-            os.dup2(self.stderr.fileno(), 2)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            code = 1
             try:
                 if arguments is not None:
                     sys.argv = ["train.py", *arguments]
                 if before is not None:
                     before(lambda: os.write(tell, b"!"))
-                code = work()
-            except BaseException:
-                traceback.print_exc()
-            atexit._run_exitfuncs()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+                return work()
+            finally:
+                atexit._run_exitfuncs()
+
+        self.pid = fork(act, self.output, self.stderr)
         os.close(tell)
 
     def wait_until_told(self) -> bool:
@@ -232,40 +225,3 @@ def at_forward(act: Callable[[], object], number: int, *, training: bool) -> Non
                 act()
 
     torch.nn.modules.module.register_module_forward_hook(hook)
-
-
-# Counting
-
-
-@dataclass
-class Tally:
-    """The cases so far; prints a line for each that broke a promise, and the figures at the end."""
-
-    what: str
-    began: float = field(default_factory=time.monotonic)
-    cases: int = 0
-    failed: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
-
-    def add(self, case: str, violations: list[str]) -> None:
-        self.cases += 1
-        if violations:
-            self.failed += 1
-            print(f"FAILED {case}: {'; '.join(violations)}"[:1500], flush=True)
-
-    def end(self, more: str = "") -> int:
-        """Print the figures; 1 where a promise was broken, else 0."""
-        counts = ", ".join(f"{count} {what}" for what, count in sorted(self.counts.items()))
-        seconds = time.monotonic() - self.began
-        print(f"{self.what}: {self.cases} cases, {self.failed} failed ({counts}){more}; {seconds:.0f} s")
-        return 1 if self.failed or not self.cases else 0
-
-
-def parse(description: str | None, count: int) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--count", type=int, default=count, help="cases (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
-    return parser.parse_args()

@@ -7,13 +7,12 @@ import sys
 import time
 from collections.abc import Callable
 
+from cases import Tally, parse
 from training_runs import (
     Child,
-    Tally,
     Workplace,
     at_forward,
     group,
-    parse,
     workplace,
 )
 from what_is_left import damaged, differences, fingerprint, leftovers

@@ -1,19 +1,17 @@
 # ruff: noqa: E402 - the environment and the path are set before anything heavy is imported
-"""What the fault drivers share: a case in a process of its own, what came of it, and the count of it all.
+"""What the drivers of hostile input share: a case in a process of its own, and what came of it.
 
 A case is a fork of a process that has imported everything already: it runs the real `infer.py` or `train.py`,
 with descriptors, exit code, memory and time of its own, without the seconds that the imports take.
 """
 
-import argparse
 import os
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 import numpy as np
 import soundfile
 import torch
+from cases import Tally, fork
 
 from audiocls.torchaudio_guard import import_torchaudio
 
@@ -68,22 +67,8 @@ class Outcome:
 def in_child(work: Callable[[], int], most_seconds: float = 3 * MOST_SECONDS) -> Outcome:
     """Do `work` in a fork; one that takes longer than `most_seconds` is killed."""
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-        sys.stdout.flush()
-        sys.stderr.flush()
         began = time.monotonic()
-        pid = os.fork()
-        if pid == 0:
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(stderr.fileno(), 2)
-            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
-            code = 1
-            try:
-                code = work()
-            except BaseException:
-                traceback.print_exc()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        pid = fork(work, stdout, stderr)
         while True:
             ended, status, usage = os.wait4(pid, os.WNOHANG)
             seconds = time.monotonic() - began
@@ -114,44 +99,23 @@ def script(name: str, *arguments: object) -> Callable[[], int]:
 
 
 @dataclass
-class Tally:
-    """The cases so far; prints a line for each that broke a promise, and the figures at the end."""
+class OutcomeTally(Tally):
+    """Cases of which each has an Outcome, the slowest and the largest remembered."""
 
-    what: str
-    began: float = field(default_factory=time.monotonic)
-    cases: int = 0
-    failed: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
     slowest: tuple[float, str] = (0.0, "")
     largest: tuple[float, str] = (0.0, "")
 
-    def add(self, case: str, outcome: Outcome, result: str, violations: list[str]) -> None:
+    def add_outcome(self, case: str, outcome: Outcome, result: str, violations: list[str]) -> None:
         """`result`: what came of it, in a word to count; `violations`: beside what an Outcome knows."""
-        self.cases += 1
-        self.counts[result] = self.counts.get(result, 0) + 1
+        self.count(result)
         self.slowest = max(self.slowest, (outcome.seconds, case))
         self.largest = max(self.largest, (outcome.megabytes, case))
-        if violations := [*outcome.violations, *violations]:
-            self.failed += 1
-            print(f"FAILED {case!r}: {'; '.join(violations)}"[:1000], flush=True)
+        self.add(case, [*outcome.violations, *violations])
 
-    def end(self) -> int:
-        """Print the figures; 1 where a promise was broken, else 0."""
-        counts = ", ".join(f"{count} {result}" for result, count in sorted(self.counts.items()))
+    def end(self, more: str = "") -> int:
         (seconds, slowest), (megabytes, largest) = self.slowest, self.largest
-        print(
-            f"{self.what}: {self.cases} cases, {self.failed} failed ({counts}); slowest {seconds:.1f} s "
-            f"({slowest!r}), largest {megabytes:.0f} MB ({largest!r}), "
-            f"{time.monotonic() - self.began:.0f} s in all"
-        )
-        return 1 if self.failed or not self.cases else 0
-
-
-def parse(description: str | None, count: int) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--count", type=int, default=count, help="cases (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
-    return parser.parse_args()
+        most = f"; slowest {seconds:.1f} s ({slowest!r}), largest {megabytes:.0f} MB ({largest!r})"
+        return super().end(most + more)
 
 
 # A small model and its clips

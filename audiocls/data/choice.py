@@ -1,0 +1,100 @@
+"""Which splits of which data sets a run trains on, is evaluated and tested on, and their labels."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from audiocls.config import GUIDE_CONFIGS, TrainConfig
+from audiocls.data.clips import Clip
+from audiocls.data.sources import Columns, Source, label_order, load_source
+from audiocls.errors import UserError, named
+
+
+@dataclass
+class Chosen:
+    """The clips of a run before they are heard; no evaluation where a part of train shall be taken."""
+
+    train: list[Clip]
+    evaluation: list[Clip]
+    test: list[Clip]
+    labels: list[str]
+    eval_name: str
+    notes: list[str]
+    commits: dict[str, str]
+
+
+def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
+    """Load the data sets that `config` names and pick the splits and labels."""
+    columns = Columns(config.audio_column, config.label_column, config.group_column)
+
+    def load(name: str) -> Source:
+        is_main = name == config.dataset
+        subset = (config.dataset_config if is_main else None) or GUIDE_CONFIGS.get(name)
+        revision = config.dataset_revision if is_main else None
+        return load_source(name, columns, config=subset, revision=revision, cache_dir=cache_dir)
+
+    source = load(config.dataset)
+    eval_source = load(config.eval_dataset) if config.eval_dataset else source
+    test_source = load(config.test_dataset) if config.test_dataset else source
+    train = split_named(source, config.train_split, "--train-split")
+    eval_name, evaluation = choose_evaluation(config, eval_source)
+    test = choose_test(config, test_source, eval_name if eval_source is source else None)
+    labels = source.label_names or label_order(clip.label for clip in train)
+    check_labels(source.name, labels, [*evaluation, *test])
+    sources = {one.name: one for one in (source, eval_source, test_source)}.values()
+    notes = [note for one in sources for note in one.notes]
+    commits = {one.name: one.commit for one in sources if one.commit is not None}
+    return Chosen(train, evaluation, test, labels, eval_name, notes, commits)
+
+
+def split_named(source: Source, split: str, flag: str) -> list[Clip]:
+    if split not in source.splits:
+        raise UserError(
+            f"{source.name} has no split {split!r}. It has: {', '.join(source.splits)}. Name one with {flag}."
+        )
+    if not source.splits[split]:
+        raise UserError(f"The split {split!r} of {source.name} holds no labelled clips.")
+    return source.splits[split]
+
+
+def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Clip]]:
+    """The split or set to evaluate on; no clips where a part of train shall be taken."""
+    if config.eval_split:
+        return config.eval_split, split_named(source, config.eval_split, "--eval-split")
+    if config.eval_dataset:
+        return config.eval_dataset, only_split(source, "validation", "--eval-split")
+    for split in ("validation", "test"):
+        if split in source.splits and split not in (config.train_split, config.test_split):
+            return split, split_named(source, split, "--eval-split")
+    return f"held out of {config.train_split}", []
+
+
+def choose_test(config: TrainConfig, source: Source, eval_split: str | None) -> list[Clip]:
+    """The clips scored once at the end; none where no test set is given."""
+    if config.test_split:
+        return split_named(source, config.test_split, "--test-split")
+    if config.test_dataset:
+        return only_split(source, "test", "--test-split")
+    if "test" in source.splits and "test" not in (config.train_split, eval_split):
+        return split_named(source, "test", "--test-split")
+    return []
+
+
+def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
+    """The one split of a set that was given for one purpose, or the one named after the purpose."""
+    only = next(iter(source.splits)) if len(source.splits) == 1 else preferred
+    return split_named(source, only, flag)
+
+
+def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
+    if len(labels) < 2:
+        raise UserError(
+            f"{name} has one class, {named(labels)}: classifying needs two at least. Of a manifest, is "
+            "--label-column the right one?"
+        )
+    unknown = Counter(clip.label for clip in others if clip.label not in set(labels))
+    if unknown:
+        raise UserError(
+            f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
+            f"It trains: {named(labels)}."
+        )
