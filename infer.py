@@ -26,7 +26,8 @@ def main() -> int:
     if config.dataset:
         from audiocls.inference.scoring import Score, labelled_clips
 
-    inputs: Iterable = labelled_clips(config) if config.dataset else expand(config.inputs)
+    clips = labelled_clips(config) if config.dataset else None
+    inputs: Iterable = expand(config.inputs) if clips is None else clips
     total = len(inputs) if isinstance(inputs, list) else None
     classifier = Classifier.from_pretrained(config.model, device=config.device, precision=config.precision)
     predictions = classifier.stream(
@@ -39,7 +40,7 @@ def main() -> int:
         hop_seconds=config.hop,
         aggregate=config.aggregate,
     )
-    score = Score(classifier) if config.dataset else None
+    score = Score(classifier, clips) if clips is not None else None
     if score:
         predictions = score.watch(predictions)
     if sys.stderr.isatty() and (config.output or not sys.stdout.isatty()):

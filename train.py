@@ -30,7 +30,7 @@ def main() -> int:
 
     progress = sys.stderr.isatty()
     if config.audit:
-        audit_only(config, open_backbone(config.model, config.model_revision), progress=progress)
+        audit_only(config, progress=progress)
         return OK
     check_installed(config.trackers)
     if config.push_to_hub and not config.push_dry_run:

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import math
 import tomllib
@@ -73,7 +74,10 @@ def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentP
         help = (about["help"] + f" (default: {shown})").replace("%", "%%")
         if about["positional"]:
             nargs = None if about["positional"] == "1" else about["positional"]
-            target.add_argument(field.name, nargs=nargs, metavar=field.name.upper(), help=about["help"])
+            optional = {"default": ()} if nargs == "*" else {}
+            target.add_argument(
+                field.name, nargs=nargs, metavar=field.name.upper(), help=about["help"], **optional
+            )
         elif field.type is bool:
             target.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, help=help)
         else:
@@ -90,6 +94,11 @@ class Parser(argparse.ArgumentParser):
     """argparse, with its mistakes told as ours are: in one line."""
 
     def error(self, message: str) -> typing.NoReturn:
+        typed = message.removeprefix("unrecognized arguments: ").split()[:1]
+        if message.startswith("unrecognized") and (
+            near := difflib.get_close_matches(typed[0], self._option_string_actions, n=1)
+        ):
+            message += f" (did you mean {near[0]}?)"
         raise UserError(f"{message}. See {self.prog} --help.")
 
 
@@ -99,7 +108,8 @@ def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
     values, problems = {}, []
     for name, value in settings.items():
         if name not in fields:
-            problems.append(f"There is no setting {name!r}.")
+            near = difflib.get_close_matches(name, fields, n=1)
+            problems.append(f"There is no setting {name!r}{f': did you mean {near[0]!r}?' if near else '.'}")
             continue
         try:
             values[name] = check(fields[name], value)

@@ -201,6 +201,8 @@ def take_turns(
             for _ in range(steps):
                 for name, side in in_turn(sides, number):
                     seconds[name][number] += side.step()
+        medians = {name: round(statistics.median(many), 3) for name, many in seconds.items()}
+        print(f"seconds a round: {medians}", file=sys.stderr)
         facts = {
             name: side.last | {"seconds_to_first_step": side.seconds_to_first_step}
             for name, side in sides.items()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.loader import ClipDataset, WaveformCollator, make_loader
+from audiocls.data.loader import ClipDataset, Example, WaveformCollator, length_edges, make_loader
 
 PLANS = [
     BatchPlan(num_clips, batch_size, batch_size * accumulation, seed=seed, epochs=3)
@@ -200,3 +200,20 @@ def test_micro_batches_are_bounded_by_their_padded_audio() -> None:
     assert max(len(batch) for batch in batches) > 2 * min(len(batch) for batch in batches)
     unbounded = BatchPlan(400, 32, 64, seed=0, epochs=1, lengths=lengths).steps(0)
     assert [flat([step]) for step in plan.steps(0)] == [flat([step]) for step in unbounded]
+
+
+def test_a_compiled_model_meets_few_lengths_and_padding_to_them_stays_small() -> None:
+    lengths = np.random.default_rng(0).integers(16_000, 160_000, 500)
+    edges = length_edges(lengths)
+    assert len(edges) == 4 and edges[-1] == lengths.max()
+    assert length_edges(np.full(9, 16_000)) == (16_000,)
+    extractor = SimpleNamespace(padding_value=0.0, do_normalize=False, return_attention_mask=True)
+    collate = WaveformCollator(extractor, with_mask=True, edges=edges)
+    plan = BatchPlan(500, 16, 16, seed=0, epochs=1, lengths=lengths)
+    batches = [
+        collate([Example(np.ones(lengths[clip], np.float32)) for clip in clips])
+        for clips in plan.micro_batches(0, 0)
+    ]
+    assert {batch.inputs["input_values"].shape[1] for batch in batches} <= set(edges)
+    padding = sum(batch.padding_samples for batch in batches)
+    assert padding < 0.3 * sum(batch.num_samples for batch in batches)

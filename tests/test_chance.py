@@ -47,6 +47,18 @@ def test_on_the_guides_recipe_it_names_what_usually_helps() -> None:
     assert "8.0%" in advice and "ln(14)" in advice
 
 
+def test_it_advises_only_what_would_change_something() -> None:
+    advice = alarm(max_steps=50)(1.0, 10, GUESSING)
+    assert advice is not None and "--max-steps 200" in advice and "--epochs" not in advice
+    heard = ChanceAlarm(TrainConfig(), 14, 0.09, has_feature_encoder=False, heard_share=0.97)
+    advice = heard(1.0, 10, GUESSING)
+    assert advice is not None and "--max-seconds" not in advice and "--freeze" not in advice
+
+
+def test_it_is_silent_in_a_run_of_a_few_steps() -> None:
+    assert alarm(max_steps=4)(1.0, 10, GUESSING) is None
+
+
 def test_it_does_not_advise_what_is_done_already() -> None:
     advice = alarm(max_seconds=None, freeze_feature_encoder=True, learning_rate=1e-3)(1.0, 10, GUESSING)
     assert advice is not None

@@ -272,6 +272,19 @@ def test_the_worst_errors_are_heard_as_the_model_heard_them(
         np.testing.assert_allclose(sound, clips[index][0], atol=1e-4)
 
 
+def test_sound_and_outline_of_an_error_are_whole_however_long(
+    finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
+) -> None:
+    folder = finished(tmp_path / "run", run_data(24, 12, samples=(16_000, 17_000)))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "characters)" not in page  # what a line of somebody's is cut with
+    players = Page(page).attributes("audio")
+    assert players
+    for player in players:
+        flac = base64.b64decode(str(player["src"]).removeprefix("data:audio/flac;base64,"))
+        assert len(soundfile.read(io.BytesIO(flac))[0]) >= 16_000
+
+
 def test_errors_are_few_and_short(run_data: Callable[..., RunData], tmp_path: Path) -> None:
     data = run_data(24, 60, samples=(800, 1600))
     rows = [data.evaluation.waveforms.clips[row] for row in data.evaluation.rows]

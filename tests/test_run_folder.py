@@ -82,7 +82,13 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else() -> None:
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("PolyAI/minds14", "minds14"), ("fsdd/train.csv", "train"), ("a/b.TSV", "b"), ("my.clips", "my.clips")],
+    [
+        ("PolyAI/minds14", "minds14"),
+        ("fsdd/train.csv", "fsdd"),
+        ("train.csv", "train"),
+        ("a/b.TSV", "b"),
+        ("my.clips", "my.clips"),
+    ],
 )
 def test_a_run_is_named_after_the_last_part(name: str, part: str) -> None:
     assert last_part(name) == part

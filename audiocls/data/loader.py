@@ -98,10 +98,13 @@ class WaveformCollator:
 
     feature_extractor: Any
     with_mask: bool = False
+    edges: tuple[
+        int, ...
+    ] = ()  # lengths to pad to, so that a compiled model meets few; the last is the longest
 
     def __call__(self, examples: list[Example]) -> Batch:
         lengths = torch.tensor([len(example.values) for example in examples])
-        longest = int(lengths.max())
+        longest = next((edge for edge in self.edges if edge >= lengths.max()), int(lengths.max()))
         input_values = np.full((len(examples), longest), self.feature_extractor.padding_value, np.float32)
         for row, example in enumerate(examples):
             waveform = example.values
@@ -147,6 +150,13 @@ class FeatureCollator:
         if samples.min() < most:
             inputs["attention_mask"] = mask_of(samples, most)
         return Batch(inputs, labels_of(examples), num_samples, most * len(examples) - num_samples)
+
+
+def length_edges(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
+    """At most so many lengths to pad to, as many clips between each two: int64 [clips] -> samples."""
+    return tuple(
+        sorted({int(np.quantile(num_samples, k / most, method="higher")) for k in range(1, most + 1)})
+    )
 
 
 def mask_of(lengths: Tensor, longest: int) -> Tensor:

@@ -1,8 +1,11 @@
 """A labelled data set classified: how often the model is right."""
 
+import contextlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -12,9 +15,10 @@ from audiocls.data.choice import only_split, split_named
 from audiocls.data.clips import Clip
 from audiocls.data.prepare import MOST_NAMED
 from audiocls.data.sources import Columns, load_source
-from audiocls.errors import UserError, one_line
+from audiocls.errors import UserError, named, one_line
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import accuracy, macro_f1
+from audiocls.storage import ODD
 
 
 def labelled_clips(config: InferConfig) -> list[Clip]:
@@ -27,6 +31,15 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
         revision=config.dataset_revision,
         cache_dir=cache_folder(None),
     )
+    with contextlib.suppress(*ODD):  # it need not be a run folder
+        heard = json.loads(Path(config.model, "run.json").read_text(encoding="utf-8"))["config"][
+            "max_seconds"
+        ]
+        if heard is not None and config.max_seconds is None:
+            print(
+                f"note: the run heard {heard:g} s of each clip: --max-seconds {heard:g} scores it as it was",
+                file=sys.stderr,
+            )
     for note in source.notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
     if config.eval_split is not None:
@@ -37,11 +50,17 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
 class Score:
     """Counts how clips were classified while their predictions pass."""
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, clips: list[Clip]) -> None:
+        """Raises UserError where the model cannot be scored on these clips."""
         if classifier.model.config.problem_type == "regression":
             raise UserError("--dataset scores labels, and this model gives numbers: give its files instead.")
         self.labels = labels = classifier.labels
         self.ids = {label: id for id, label in enumerate(labels)}
+        if not any(clip.label in self.ids for clip in clips):
+            theirs = sorted({clip.label for clip in clips})
+            raise UserError(
+                f"None of the data set's labels ({named(theirs)}) is one of the model's ({named(labels)})."
+            )
         self.confusion = np.zeros((len(labels), len(labels)), np.int64)
         self.unknown: list[Prediction] = []  # of clips whose label the model does not have
         self.refused = 0

@@ -74,19 +74,19 @@ class LoadedModel:
     notes: list[str] = field(default_factory=list)
     hears_features: bool = False  # whether clips have been through its convolutional encoder already
 
-    def collator(self) -> Collator:
-        """What makes batches for it."""
+    def collator(self, edges: tuple[int, ...] = ()) -> Collator:
+        """What makes batches for it; waveforms are padded to the next of `edges`, in samples."""
         backbone = self.backbone
         if self.hears_features:
             return FeatureCollator(backbone.samples_of_frames)
         if not backbone.takes_waveforms:
             return SpectrogramCollator(backbone.feature_extractor)
         with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
-        return WaveformCollator(backbone.feature_extractor, with_mask)
+        return WaveformCollator(backbone.feature_extractor, with_mask, edges)
 
-    def training_collator(self, seed: int) -> Collator:
+    def training_collator(self, seed: int, edges: tuple[int, ...] = ()) -> Collator:
         """The same with SpecAugment's masks, where the model is configured to have them."""
-        config, collate = self.backbone.config, self.collator()
+        config, collate = self.backbone.config, self.collator(edges)
         wants_masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0)
         if not wants_masks or config.model_type == "whisper":  # which draws its own
             return collate

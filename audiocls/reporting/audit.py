@@ -12,7 +12,8 @@ from audiocls.config import TrainConfig
 from audiocls.data.cache import Waveforms
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
-from audiocls.model.loaded import Backbone
+from audiocls.errors import InputOutputFailed
+from audiocls.model.backbone import open_backbone
 from audiocls.reporting.audit_text import full_lines, summary_lines
 from audiocls.reporting.run_log import say
 from audiocls.storage import failing_as, write_json, write_text
@@ -25,10 +26,18 @@ MOSTLY_SILENT = 0.5
 QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 
-def audit_only(config: TrainConfig, backbone: Backbone, *, progress: bool) -> None:
-    """What `--audit` does: prepare the data, say everything about it, write that as a page."""
+def audit_only(config: TrainConfig, *, progress: bool) -> None:
+    """What `--audit` does: prepare the data, say everything about it, write that as a page.
+
+    Of the model only the sampling rate and the shortest clip count; where it is out of reach, tiny's do.
+    """
     from audiocls.reporting.pages import audit_page  # matplotlib
 
+    try:
+        backbone = open_backbone(config.model, config.model_revision)
+    except InputOutputFailed as error:
+        say(f"note: {error} The audit hears at 16 kHz.")
+        backbone = open_backbone("tiny")
     lenient = dataclasses.replace(config, max_bad_clips=1.0)
     rate, shortest, window = backbone.sampling_rate, backbone.min_samples, backbone.max_samples
     data = prepare_data(lenient, rate, shortest, window, progress=progress)

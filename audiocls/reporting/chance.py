@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from audiocls.config import TrainConfig
 
+FEWEST_STEPS = 10  # a shorter run was not meant to learn
+MOSTLY = 0.9
+
 
 @dataclass
 class ChanceAlarm:
@@ -17,11 +20,14 @@ class ChanceAlarm:
     config: TrainConfig
     num_labels: int
     largest_share: float  # of the evaluation's clips in one class
+    has_feature_encoder: bool = True  # that could be frozen
+    heard_share: float = 0.0  # of the training clips' audio
     rang: bool = False
 
     def __call__(self, progress: float, epoch: float, scores: dict[str, float]) -> str | None:
         """`progress`: the share of the steps that are done."""
-        if self.rang or (progress < 0.5 and epoch < 2):
+        few = self.config.max_steps is not None and self.config.max_steps < FEWEST_STEPS  # as one wished
+        if self.rang or few or (progress < 0.5 and epoch < 2):
             return None
         chance, clips = self.largest_share, scores["num_samples"]
         luck = 2 * math.sqrt(chance * (1 - chance) / clips)  # two standard deviations
@@ -36,7 +42,8 @@ class ChanceAlarm:
 
     def advice(self) -> str:
         config = self.config
-        found = [f"more steps (--epochs {4 * config.epochs})"]
+        steps = f"--max-steps {4 * config.max_steps}" if config.max_steps else f"--epochs {4 * config.epochs}"
+        found = [f"more steps ({steps})"]
         if config.model == "tiny":
             if config.learning_rate < 1e-3:
                 found.append("--recipe scratch, for random weights")
@@ -44,8 +51,8 @@ class ChanceAlarm:
             found.append("--learning-rate 1e-4")
         if config.gradient_accumulation_steps > 1 and config.global_batch_size is None:
             found.append("smaller steps (--gradient-accumulation-steps 1)")
-        if config.max_seconds is not None and config.max_seconds < 5:
+        if config.max_seconds is not None and config.max_seconds < 5 and self.heard_share < MOSTLY:
             found.append("longer clips (--max-seconds 5, or none)")
-        if config.model != "tiny" and not config.freeze_feature_encoder:
+        if config.model != "tiny" and self.has_feature_encoder and not config.freeze_feature_encoder:
             found.append("--freeze-feature-encoder")
         return ", ".join(found)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
@@ -139,8 +140,9 @@ def worst_errors(predictions: Predictions, run_folder: Path) -> dict[str, Any]:
                 "true_probability": float(predictions.probabilities[index, true]),
                 "taken_probability": float(predictions.probabilities[index, taken]),
                 "path": predictions.paths[index],
-                "audio": base64.b64encode(sound.flac).decode() if sound else None,
-                "outline": outline(sound.waveform) if sound else None,
+                # Markup: ours, and longer than a line of anybody's.
+                "audio": Markup(base64.b64encode(sound.flac).decode()) if sound else None,
+                "outline": Markup(outline(sound.waveform)) if sound else None,
                 "points": POINTS,
                 "seconds": len(sound.waveform) / sound.sampling_rate if sound else None,
             }

@@ -47,6 +47,8 @@ def say_start(
         f"steps of {config.clips_per_step} clips, {config.batch_size} at a time, on "
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
     )
+    if device.type == "cpu" and pick_precision(config.precision, device) != "fp32":
+        say(f"note: {config.precision} is slower than fp32 on most CPUs")
     say(f"writing to {run_folder}/")
 
 
@@ -55,7 +57,14 @@ def open_log(
 ) -> RunLog:
     """The run's log, with what `--profile` and `--log-to` ask for."""
     sizes = Counter(data.evaluation.labels.tolist())
-    alarm = ChanceAlarm(config, len(data.labels), max(sizes.values()) / len(data.evaluation))
+    decoded, rows = data.train.decoded, data.train.rows
+    alarm = ChanceAlarm(
+        config,
+        len(data.labels),
+        max(sizes.values()) / len(data.evaluation),
+        hasattr(loaded.model, "freeze_feature_encoder"),
+        decoded.num_samples[rows].sum() / decoded.sampling_rate / decoded.seconds[rows].sum(),
+    )
     trackers = Trackers(config.trackers, run_folder, dataclasses.asdict(config))
     if not config.profile:
         return RunLog(run_folder, None, alarm, trackers)

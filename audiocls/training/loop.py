@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.loader import ClipDataset, Loader, make_loader
+from audiocls.data.loader import ClipDataset, Loader, length_edges, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
@@ -110,7 +110,9 @@ def train(
             export_best(run_folder, state.step)
 
     remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
-    collate = loaded.training_collator(config.seed)
+    # Compiled is a length at a time: then batches have few.
+    edges = length_edges(data.train.num_samples) if config.compile else ()
+    collate = loaded.training_collator(config.seed, edges)
     workers = config.num_workers
     batches = iter(make_loader(data.train, remaining, collate, num_workers=workers, device=device, stop=stop))
     eval_batches = evaluation_loader(config, data.evaluation, loaded, device, stop)

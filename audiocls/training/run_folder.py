@@ -74,9 +74,11 @@ def remove_if_empty(folder: Path) -> None:
 
 
 def last_part(name: str) -> str:
-    """`minds14` of PolyAI/minds14, `train` of fsdd/train.csv."""
+    """`minds14` of PolyAI/minds14, `birds` of data/birds.csv, `fsdd` of fsdd/train.csv."""
     path = Path(name).expanduser().resolve() if Path(name).exists() else Path(name)
-    return path.stem if path.suffix.lower() in MANIFEST_SUFFIXES else path.name
+    if path.suffix.lower() not in MANIFEST_SUFFIXES:
+        return path.name
+    return path.parent.name if path.stem in ("train", "metadata") and path.parent.name else path.stem
 
 
 def holds_run(folder: Path) -> bool:
