@@ -93,6 +93,11 @@ RANDOM: dict[str, Any] = {
 # The process
 
 
+def pytest_unconfigure() -> None:
+    """Also where the suite runs in several processes, which end without cleaning up."""
+    TEST_HOME.cleanup()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Any connection to another machine fails at once and says so."""
