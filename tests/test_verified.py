@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,23 @@ def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_loaded(
     with pytest.raises(ValueError, match="of step 3"):
         read_checkpoint(folder.with_name("step-00000005"), loaded.model, scaler.state_dict())
     with pytest.raises(ValueError, match="damaged or gone"):
-        check_best(tmp_path, 5)
+        check_best(tmp_path, 5, loaded.model)
+
+
+def test_a_best_model_that_is_not_finite_is_none_though_its_manifest_says_so(
+    build_model: Callable[..., LoadedModel], tmp_path: Path
+) -> None:
+    loaded = build_model()
+    optimizer = torch.optim.AdamW(loaded.model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    save_checkpoint(tmp_path, loaded, optimizer, scaler, TrainState(step=2, step_in_epoch=2), keep=2)
+    check_best(tmp_path, 2, loaded.model)
+    with torch.no_grad():
+        loaded.model.classifier.bias[0] = float("nan")
+    shutil.rmtree(tmp_path / "checkpoints")
+    save_checkpoint(tmp_path, loaded, optimizer, scaler, TrainState(step=2, step_in_epoch=2), keep=2)
+    with pytest.raises(ValueError, match="damaged or gone"):
+        check_best(tmp_path, 2, loaded.model)
 
 
 def test_a_log_that_lost_records_is_cut_to_whole_lines(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
@@ -25,6 +25,7 @@ from audiocls.model.backbone import save_model
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.run_log import Window, say
 from audiocls.storage import (
+    ODD,
     complete_folder,
     damage,
     failing_as,
@@ -33,7 +34,7 @@ from audiocls.storage import (
     remove_folder,
     write_text,
 )
-from audiocls.training.verified import checked, read_checkpoint
+from audiocls.training.verified import check_weights, checked, read_checkpoint
 
 TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
 
@@ -139,7 +140,7 @@ def load_newest(
             saved = read_checkpoint(folder, model, scaler.state_dict())
             state = checked(TrainState, saved.state)
             check_position(state)
-            check_best(run_folder, state.best_step)
+            check_best(run_folder, state.best_step, model)
         except ValueError as error:
             say(f"note: {folder} is passed over: {error}")
             continue
@@ -149,10 +150,9 @@ def load_newest(
         for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
             remove_folder(later)
         # The run may have ended between the save and the export.
-        if state.best_step is not None and is_whole(
-            step_folder(run_folder, state.best_step), state.best_step
-        ):
-            export_best(run_folder, state.best_step)
+        best = state.best_step
+        if best is not None and holds_model(step_folder(run_folder, best), best, model):
+            export_best(run_folder, best)
         state.log_bytes = whole_records(run_folder / "metrics.jsonl", state.log_bytes)
         return state
     if folders:
@@ -176,17 +176,26 @@ def check_position(state: TrainState) -> None:
         raise ValueError("training_state.json: it has a best step or a best score without the other")
 
 
-def check_best(run_folder: Path, step: int | None) -> None:
+def check_best(run_folder: Path, step: int | None, model: nn.Module) -> None:
     """Raises ValueError where the best model so far, of `step`, is neither in its checkpoint nor in best/."""
     finish_swap(run_folder / "best")
     folders = (run_folder / "best", step_folder(run_folder, step or 0))
-    if step is not None and not any(is_whole(folder, step) for folder in folders):
+    if step is not None and not any(holds_model(folder, step, model) for folder in folders):
         raise ValueError(f"the best so far, {step_folder(run_folder, step).name}, is damaged or gone")
 
 
 def is_whole(folder: Path, step: int) -> bool:
     """Whether a folder is what its manifest says, and of that step."""
     return manifest_of(folder).get("step") == step and damage(folder) is None
+
+
+def holds_model(folder: Path, step: int, model: nn.Module) -> bool:
+    """Whether a folder is whole, and holds finite weights of such a model."""
+    try:
+        check_weights(load_file(folder / "model.safetensors"), model)
+    except ODD:
+        return False
+    return is_whole(folder, step)
 
 
 def whole_records(log: Path, num_bytes: int) -> int:
