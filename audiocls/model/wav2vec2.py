@@ -194,6 +194,7 @@ def read_saved(folder: Path) -> tuple[Wav2Vec2, SimpleNamespace] | None:
             or settings["feature_extractor_type"] != "Wav2Vec2FeatureExtractor"
             or {type(settings[name]) for name in ("do_normalize", "return_attention_mask")} != {bool}
             or type(settings["sampling_rate"]) is not int
+            or any(isinstance(values[name], str) for name in values if name.endswith(("dropout", "prob")))
             or getattr(config, "add_adapter", False)
             or getattr(config, "adapter_attn_dim", None) is not None
         ):

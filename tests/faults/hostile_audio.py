@@ -1,5 +1,6 @@
 """Hostile audio: every input is refused in one line or classified; its neighbours' scores do not change."""
 
+import base64
 import json
 import os
 import socket
@@ -353,7 +354,9 @@ def judge(outcome: Outcome, path: Path, expected: str, good: list[bytes]) -> tup
     lines = outcome.stdout.splitlines()
     if [lines[0], lines[2]] != good:
         violations.append("the neighbours' scores changed")
-    if rows[1]["path"] != str(path):
+    encoded = rows[1].get("path_base64")  # of a name that is not UTF-8
+    shown = os.fsdecode(base64.b64decode(encoded)) if encoded else rows[1]["path"]
+    if shown != str(path):
         violations.append(f"path is {rows[1]['path']!r}")
     result = REFUSED if "error" in rows[1] else HEARD
     if expected not in (EITHER, result):
