@@ -73,6 +73,10 @@ class BatchPlan:
                 for clips in step:
                     yield [later * self.num_clips + clip for clip in clips]
 
+    def passes(self, epoch: int, step_in_epoch: int) -> float:
+        """Epochs gone through at a place in the run, the one begun as a fraction."""
+        return epoch + step_in_epoch / self.steps_per_epoch
+
     def is_due(self, every: int | str, step: int, step_in_epoch: int) -> bool:
         """Whether something that happens each "epoch", or every so many steps, happens after this step."""
         return step_in_epoch == self.steps_per_epoch if every == "epoch" else step % int(every) == 0

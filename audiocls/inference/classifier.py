@@ -1,7 +1,7 @@
 """Files or waveforms -> labels and scores, as the Hugging Face pipeline scores them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,7 @@ class Classifier:
         A recording that cannot be used is a Prediction with an `error`. Raises UserError for options that do
         not fit the model, and for a waveform without `sampling_rate`.
         """
-        hearing = replace(
-            self.hearing(sampling_rate, max_seconds, window_seconds, hop_seconds),
-            max_decode_seconds=max_decode_seconds,
-        )
+        hearing = self.hearing(sampling_rate, max_seconds, max_decode_seconds, window_seconds, hop_seconds)
         batch_size = (1 if self.device.type == "cpu" else 8) if batch_size is None else batch_size
         if top_k < 1 or batch_size < 1:
             raise UserError("top_k and batch_size must be above 0.")
@@ -148,6 +145,7 @@ class Classifier:
         self,
         sampling_rate: int | None,
         max_seconds: float | None,
+        max_decode_seconds: float,
         window_seconds: float | None,
         hop_seconds: float | None,
     ) -> Hearing:
@@ -161,7 +159,7 @@ class Classifier:
             if hop_seconds is not None:
                 raise UserError("A hop says how far apart windows are: give the window's seconds too.")
             limits = [limit for limit in (max_samples, longest) if limit is not None]
-            return Hearing(rate, shortest, min(limits, default=None), sampling_rate)
+            return Hearing(rate, shortest, min(limits, default=None), sampling_rate, max_decode_seconds)
         if not shortest <= round(window_seconds * rate) <= (longest or np.inf):
             most = f"to {longest / rate:g} s" if longest else "or more"
             raise UserError(
@@ -170,7 +168,9 @@ class Classifier:
         hop_seconds = window_seconds if hop_seconds is None else hop_seconds
         if round(hop_seconds * rate) < 1:
             raise UserError(f"The hop is {hop_seconds:g} s: give a sample ({1 / rate:g} s) at least.")
-        return Hearing(rate, shortest, max_samples, sampling_rate, window_seconds, hop_seconds)
+        return Hearing(
+            rate, shortest, max_samples, sampling_rate, max_decode_seconds, window_seconds, hop_seconds
+        )
 
     def prediction(
         self, piece: Piece, scored: Iterator[Tensor], together: Together, top_k: int

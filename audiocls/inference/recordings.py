@@ -35,9 +35,9 @@ class Hearing:
     min_samples: int  # at that rate
     max_samples: int | None  # at that rate; None: all
     waveform_rate: int | None = None  # of arrays, in Hz
+    max_decode_seconds: float = MAX_DECODE_SECONDS  # of a recording that is not heard in windows
     window_seconds: float | None = None  # None: no windows
     hop_seconds: float = 0.0
-    max_decode_seconds: float = MAX_DECODE_SECONDS  # of a recording that is not heard in windows
 
 
 @dataclass(frozen=True)

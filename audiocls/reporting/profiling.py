@@ -91,7 +91,6 @@ class StepProfiler:
         self.steps_seen = 0
         self.timed: list[StepFacts] = []
         self.profile: profile | None = None
-        self.is_finished = False
 
     def step(self, step: StepFacts) -> str | None:
         """A step is over; after the last that is timed, the table."""
@@ -129,13 +128,11 @@ class StepProfiler:
 
     def finish(self) -> str | None:
         """End early, or at the end; returns the table, if a step was timed."""
-        was_tracing = self.steps_seen and not self.is_finished
         self.stop_tracing()
         self.phase.before_change = None
-        self.is_finished = True
         if not self.timed:
             fewest = WARM_UP_STEPS + TRACED_STEPS + 1
-            return f"note: --profile needs {fewest} steps for its table" if was_tracing else None
+            return f"note: --profile needs {fewest} steps for its table" if self.steps_seen < fewest else None
         steps, self.timed = self.timed, []
         flops = sum(step.clips * self.flops_of(step.audio_seconds / step.clips) for step in steps)
         figures = summarize(steps, flops, self.device, self.precision)

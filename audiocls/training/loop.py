@@ -93,7 +93,7 @@ def train(
         raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
 
     def evaluate_and_save() -> None:
-        passes = state.epoch + state.step_in_epoch / plan.steps_per_epoch
+        passes = plan.passes(state.epoch, state.step_in_epoch)
         phase("evaluation")
         result = evaluate(model, eval_batches, device, precision)
         is_best = is_better(result.scores, state.best_score, config.best_metric)
@@ -186,8 +186,8 @@ def train(
                 )
 
             is_last = state.step == plan.total_steps
-            passes = epoch + state.step_in_epoch / plan.steps_per_epoch
             if is_last or state.step % config.log_every == 0:
+                passes = plan.passes(epoch, state.step_in_epoch)
                 state.log_bytes = log.train(state.step, passes, state.window, learning_rate, norm)
                 state.window = Window()
 
