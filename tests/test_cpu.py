@@ -1,12 +1,16 @@
 """The CPU's kernels: torch's own results, a fair dropout."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
-from audiocls.model.cpu import CheapDropout, OneDNNLinear, make_fast_on_cpu
+from audiocls.model import cpu
+from audiocls.model.cpu import CheapDropout, DroppedAttention, FourierConv1d, OneDNNLinear, make_fast_on_cpu
 
 
 def model_of(dropout: float) -> nn.Module:
@@ -74,3 +78,121 @@ def test_dropout_follows_the_seed_and_stops_in_evaluation() -> None:
         results.append(dropout(inputs))
     assert torch.equal(*results)
     assert torch.equal(dropout.eval()(inputs), inputs)
+
+
+@pytest.mark.parametrize("has_weight_norm", [False, True])
+@pytest.mark.parametrize(
+    "taps, padding, groups, has_bias", [(64, 32, 4, True), (65, 0, 1, False), (128, 64, 16, True)], ids=str
+)
+def test_long_convolutions_give_torchs_values_and_gradients(
+    taps: int, padding: int, groups: int, has_bias: bool, has_weight_norm: bool
+) -> None:
+    torch.manual_seed(0)
+    theirs = nn.Conv1d(32, 32, taps, padding=padding, groups=groups, bias=has_bias)
+    if has_weight_norm:
+        weight_norm(theirs, dim=2)
+    ours = copy.deepcopy(theirs)
+    make_fast_on_cpu(nn.Sequential(ours))
+    make_fast_on_cpu(nn.Sequential(ours))  # again: nothing more happens
+    assert isinstance(ours, FourierConv1d)
+    for frames in (taps, 130, 299, 3):  # the last are too few: torch's own way
+        if frames + 2 * padding < taps:
+            continue
+        inputs = torch.randn(5, 32, frames)
+        results = []
+        for module in (ours, theirs):
+            input = inputs.clone().requires_grad_()
+            output = module(input)
+            gradients = torch.autograd.grad(output.square().sum(), (input, *module.parameters()))
+            results.append((output, *gradients))
+        for one, other in zip(*results, strict=True):
+            # Relative to the largest value: a transform's error is spread over all of them.
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("change", [{"stride": 2}, {"dilation": 2}, {"padding": "same"}], ids=str)
+def test_other_convolutions_are_left_alone(change: dict) -> None:
+    convolution = nn.Conv1d(4, 4, 128, **change)
+    make_fast_on_cpu(nn.Sequential(convolution, nn.Conv1d(4, 4, 63)))
+    assert type(convolution) is nn.Conv1d
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_attention_gives_the_values_and_gradients_of_its_formula(
+    is_masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    p, scale = 0.25, 0.3
+    inputs = [torch.randn(3, 4, 7, 8, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+    kept = torch.rand(3, 4, 7, 7) >= p
+    monkeypatch.setattr(cpu, "draw_kept", lambda shape, p: kept)
+    mask = (torch.arange(7) < torch.tensor([[7], [5], [1]]))[:, None, None].expand(-1, 1, 7, -1)
+
+    def formula(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        scores = query @ key.transpose(-2, -1) * scale
+        if is_masked:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return (scores.softmax(-1) * kept / (1 - p)) @ value
+
+    outputs = (DroppedAttention.apply(*inputs, mask if is_masked else None, scale, p), formula(*inputs))
+    torch.testing.assert_close(*outputs)
+    upstream = torch.randn_like(outputs[0])
+    ours, theirs = (torch.autograd.grad(output, inputs, upstream) for output in outputs)
+    torch.testing.assert_close(ours, theirs)
+
+
+def wav2vec2(attention_dropout: float) -> Wav2Vec2ForSequenceClassification:
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=64,
+        num_conv_pos_embedding_groups=4,
+        classifier_proj_size=16,
+        attention_dropout=attention_dropout,
+        activation_dropout=0.0,
+        final_dropout=0.0,
+        hidden_dropout=0.0,
+        feat_proj_dropout=0.0,
+        layerdrop=0.0,
+        mask_time_prob=0.0,
+    )
+    return Wav2Vec2ForSequenceClassification(config)
+
+
+def test_a_whole_model_gives_its_own_logits_and_gradients() -> None:
+    theirs = wav2vec2(1e-9)  # asked for, and none falls on any value
+    ours = copy.deepcopy(theirs)
+    make_fast_on_cpu(ours)
+    waveforms = torch.randn(4, 20_000)
+    mask = (torch.arange(20_000) < torch.tensor([[20_000], [9_000], [20_000], [600]])).long()
+    logits = []
+    for model in (ours, theirs):
+        model.train()
+        logits.append(model(waveforms, attention_mask=mask).logits)
+        logits[-1].square().sum().backward()
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
+    names = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        if names[name].grad is not None:
+            torch.testing.assert_close(parameter.grad, names[name].grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_attentions_dropout_follows_the_seed_and_stops_in_evaluation(tmp_path: Path) -> None:
+    theirs = wav2vec2(0.5)
+    ours = copy.deepcopy(theirs)
+    make_fast_on_cpu(ours)
+    waveforms = torch.randn(2, 20_000)
+    with torch.no_grad():
+        logits = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            logits.append(ours.train()(waveforms).logits)
+        assert torch.equal(logits[0], logits[1])
+        assert not torch.equal(logits[0], logits[2])
+        torch.testing.assert_close(ours.eval()(waveforms), theirs.eval()(waveforms), rtol=1e-5, atol=1e-6)
+    ours.save_pretrained(tmp_path)
+    assert "audiocls" not in (tmp_path / "config.json").read_text()

@@ -1,24 +1,37 @@
-"""The same mathematics, faster on a CPU: memory that is kept, oneDNN's matrix products, cheaper dropout."""
+"""The same mathematics, faster on a CPU.
+
+Memory that is kept, oneDNN's matrix products, cheap random numbers for dropout, an attention that keeps less
+for its backward pass, and Fourier transforms for long convolutions. What is not float32, or is compiled or
+exported, goes torch's own way.
+"""
 
 import contextlib
 import ctypes
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 RANDOM_VALUES = 2**16  # of 16 bits
+LONG_KERNEL = 64  # from which on a convolution is cheaper by Fourier transform
+ATTENTION = "audiocls_cpu"  # our name among transformers' attention functions
 
 
-def make_fast_on_cpu(model: nn.Module) -> None:
-    """Let linear layers and dropout of a float32 model use the kernels below. Parameters do not change."""
+def make_fast_on_cpu(model: Any) -> None:
+    """Let a model use the kernels below. Its parameters, and what it is saved as, do not change."""
     keep_freed_memory()
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = CheapDropout
         if type(module) is nn.Linear and has_onednn():
             module.__class__ = OneDNNLinear
+        if isinstance(module, nn.Conv1d) and is_long(module):
+            # Its class may be one of its own: a weight norm's.
+            module.__class__ = type("FourierConv1d", (FourierConv1d, type(module)), {})
+    if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
+        use_cheap_attention(model)
 
 
 def keep_freed_memory() -> None:
@@ -40,10 +53,14 @@ class CheapDropout(nn.Dropout):
         """float [...] -> the same; the probability is `p` to the next of 65,536 parts."""
         if not self.training or self.p in (0, 1) or input.device.type != "cpu":
             return super().forward(input)
-        words = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-        values = words.view(torch.int16)[: input.numel()].view(input.shape)  # all 65,536 alike
-        kept = values >= round(self.p * RANDOM_VALUES) - RANDOM_VALUES // 2
-        return (input * kept).mul_(1 / (1 - self.p))
+        return (input * draw_kept(input.shape, self.p)).mul_(1 / (1 - self.p))
+
+
+def draw_kept(shape: torch.Size, p: float) -> Tensor:
+    """bool of `shape`: what dropout keeps, each value with probability 1 - p."""
+    words = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    values = words.view(torch.int16)[: shape.numel()].view(shape)  # all 65,536 alike
+    return values >= round(p * RANDOM_VALUES) - RANDOM_VALUES // 2
 
 
 class OneDNNLinear(nn.Linear):
@@ -83,3 +100,102 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def use_cheap_attention(model: Any) -> None:
+    """Give a transformers model, which asks for attention by name, ours."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        dropout, scaling = options.get("dropout", 0.0), options.get("scaling")
+        is_ours = (
+            0 < dropout < 1
+            and query.device.type == "cpu"
+            and query.dtype == torch.float32
+            and query.shape[1] == key.shape[1]
+            and not getattr(module, "is_causal", True)
+            and (attention_mask is None or attention_mask.dtype == torch.bool)
+            and options.get("position_bias") is None
+            and not torch.compiler.is_compiling()
+        )
+        if not is_ours:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        heard = DroppedAttention.apply(query, key, value, attention_mask, scale, dropout)
+        return heard.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(ATTENTION, attention)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+class DroppedAttention(torch.autograd.Function):
+    """Attention with dropout of its weights; torch's is in separate steps, of which each result is kept.
+
+    float [batch, heads, queries, width], keys and values alike, mask bool [batch, 1, queries, keys] (True =
+    heard) or None, the scores' scale, dropout's p -> float [batch, heads, queries, width].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, p: float
+    ) -> Tensor:
+        scores = (query @ key.mT).mul_(scale)
+        if mask is not None:
+            scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        weights = scores.softmax(-1)
+        kept = draw_kept(weights.shape, p)
+        heard = (weights * kept).mul_(1 / (1 - p)) @ value
+        ctx.save_for_backward(query, key, value, weights, kept, heard)
+        ctx.scale, ctx.p = scale, p
+        return heard
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, weights, kept, heard = ctx.saved_tensors
+        dropped = (weights * kept).mul_(1 / (1 - ctx.p))
+        grad_value = dropped.mT @ grad
+        grad_weights = torch.mul(grad @ value.mT, kept, out=dropped).mul_(1 / (1 - ctx.p))
+        # Softmax's own gradient; the sum over keys of gradient times weight is that of grad times heard.
+        grad_scores = grad_weights.sub_((grad * heard).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
+        return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None, None
+
+
+class FourierConv1d(nn.Conv1d):
+    """A convolution of many taps and stride 1, by Fourier transforms of overlapping blocks (overlap-save)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """float [batch, channels, time] -> float [batch, channels, time + 2 * padding - taps + 1]."""
+        plain = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
+        taps, padding = self.kernel_size[0], int(self.padding[0])
+        num_out = input.shape[-1] + 2 * padding - taps + 1
+        is_worth_it = (
+            input.shape[0] * num_out >= 2 * taps
+        )  # the weight's transform costs the same for any input
+        if not (plain and is_worth_it) or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+            return super().forward(input)
+        length = taps + taps // 2  # of a block, of which the first `hop` results hold no wrapped-around tap
+        hop = length - taps + 1
+        num_blocks = -(-num_out // hop)
+        blocks = F.pad(input, (padding, num_blocks * hop + taps - 1 - padding - input.shape[-1]))
+        blocks = torch.fft.rfft(blocks.unfold(-1, length, hop)).unflatten(1, (self.groups, -1))
+        weight = torch.fft.rfft(self.weight, length).unflatten(0, (self.groups, -1))
+        # Of [batch, group, in or out, block, frequency]; the conjugates make it the correlation it is.
+        product = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
+        output = torch.fft.irfft(product, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
+        return output if self.bias is None else output + self.bias[:, None]
+
+
+def is_long(module: nn.Conv1d) -> bool:
+    return (
+        not isinstance(module, FourierConv1d)
+        and module.kernel_size[0] >= LONG_KERNEL
+        and module.stride == module.dilation == (1,)
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
