@@ -28,15 +28,15 @@ CHECKPOINTING_OFF = ("--no-checkpointing",)
 
 def main() -> None:
     args = parser(__doc__).parse_args()
-    rounds = 3 if args.quick else 5
+    rounds, num_ragged = (3, 16) if args.quick else (5, 48)
     with scratch_folder() as folder:
         model = save_backbone(folder / "model", SMALL if args.quick else BASE)
-        rows = one_second(folder, model, rounds) + ragged(folder, model, rounds)
+        rows = one_second(folder, model, rounds) + ragged(folder, model, num_ragged, rounds)
     settings = {
         "model": "Wav2Vec2, 3 layers of 256, convolutions of 128" if args.quick else "wav2vec2-base",
         "weights": "random",
-        "one-second clips": "steps of 2 x 4, a round is a step",
-        "1-10 s clips": "16 of them, steps of 8 (d: 4), a round is an epoch",
+        "one-second clips": "steps of 2 x 16, a round is a step",
+        "1-10 s clips": f"{num_ragged} of them, steps of 8 (d: 4), a round is an epoch",
         "not counted": "the first step; of the 1-10 s clips the first epoch",
         "rounds": rounds,
     }
@@ -45,8 +45,8 @@ def main() -> None:
 
 def one_second(folder: Path, model: Path, rounds: int) -> list[Row]:
     """(a) The guide's recipe, and (e) its peak memory."""
-    clips = write_clips(folder / "one-second", [1.0] * 16, [SAMPLING_RATE])
-    shape = ("--model", model, "--dataset", clips, "--batch-size", 4, "--gradient-accumulation-steps", 2)
+    clips = write_clips(folder / "one-second", [1.0] * 32, [SAMPLING_RATE])
+    shape = ("--model", model, "--dataset", clips, "--batch-size", 16, "--gradient-accumulation-steps", 2)
     sides: dict[str, tuple] = {
         "ours": ("ours.py", *shape, *OURS),
         "theirs": ("theirs.py", *shape, *THEIRS, *CHECKPOINTING_OFF),
@@ -54,7 +54,7 @@ def one_second(folder: Path, model: Path, rounds: int) -> list[Row]:
     }
     sides = {name: (*side, "--output-dir", folder / "runs" / name) for name, side in sides.items()}
     seconds, last = take_turns(sides, steps=1, rounds=rounds, warm_up=0)
-    speed = {name: [8 / one for one in many] for name, many in seconds.items()}
+    speed = {name: [32 / one for one in many] for name, many in seconds.items()}
     memory = {name: [one["peak_bytes"] / 2**30] for name, one in last.items()}
     return [
         Row("a  guide's recipe, 1 s", "clips/s", speed["ours"], speed["theirs"], True),
@@ -69,13 +69,13 @@ def one_second(folder: Path, model: Path, rounds: int) -> list[Row]:
     ]
 
 
-def ragged(folder: Path, model: Path, rounds: int) -> list[Row]:
+def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
     """(b) Both frozen, (c) with cached features, (d) ours frozen and theirs not, and (e) peak memory.
 
     A pair after the other: two sides with batches of 8 such clips hold 16 GB between them; with an encoder
     that is not frozen it is more, and batches are of 4.
     """
-    seconds_of_clips = clip_lengths(16, 1, 10)
+    seconds_of_clips = clip_lengths(num_clips, 1, 10)
     clips = write_clips(folder / "ragged", seconds_of_clips, [SAMPLING_RATE])
     shape = ("--model", model, "--dataset", clips, "--gradient-accumulation-steps", 1)
     ours = ("ours.py", *shape, *OURS, "--max-seconds", "none", *FROZEN)
