@@ -231,8 +231,8 @@ class TrainConfig:
         found = []
         if self.batch_size != "auto" and not isinstance(self.batch_size, int):
             found.append(f"--batch-size is {self.batch_size!r}: give 'auto' or a number of clips.")
-        if self.split_by == "group" and self.group_column is None:
-            found.append("--split-by group needs --group-column: name the column that holds the speaker.")
+        if (self.split_by == "group") != (self.group_column is not None):
+            found.append("--split-by group divides by --group-column, the speaker's column: give both.")
         if self.cache_features and not self.freeze_feature_encoder:
             found.append(
                 "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."

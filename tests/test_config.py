@@ -57,7 +57,6 @@ TRAIN_FLAGS: dict[str, tuple[str, Any]] = {
     "--test-split": ("held-out", "held-out"),
     "--test-dataset": ("third", "third"),
     "--split-by": ("stratified", "stratified"),
-    "--group-column": ("speaker", "speaker"),
     "--audio-column": ("file", "file"),
     "--label-column": ("lang_id", "lang_id"),
     "--max-seconds": ("none", None),
@@ -120,6 +119,11 @@ def test_every_flag_of_train_sets_its_field_and_no_other(flag: str) -> None:
     typed, meant = TRAIN_FLAGS[flag]
     assert getattr(TrainConfig(), field_of(flag)) != meant
     assert parse_train([flag, typed]) == dataclasses.replace(TrainConfig(), **{field_of(flag): meant})
+
+
+def test_groups_divide_by_their_column() -> None:
+    config = parse_train(["--split-by", "group", "--group-column", "speaker"])
+    assert (config.split_by, config.group_column) == ("group", "speaker")
 
 
 @pytest.mark.parametrize("flag", INFER_FLAGS)
@@ -229,7 +233,8 @@ def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         (("--checkpoint-every", "0"), ("--checkpoint-every", "0", "1 is the least")),
         (("--num-workers", "-1"), ("--num-workers", "-1", "0 is the least")),
         (("--seed", "-1"), ("--seed", "-1", "0 is the least")),
-        (("--split-by", "group"), ("--group-column",)),
+        (("--split-by", "group"), ("--group-column", "give both")),
+        (("--group-column", "speaker"), ("--split-by group", "give both")),
         (("--resume", "--overwrite"), ("--resume", "--overwrite")),
         (("--recipe", "best"), ("--recipe", "'best'", "guide", "demo")),
         (("--learning-rate",), ("--learning-rate", "--help")),
@@ -314,7 +319,7 @@ def test_help_answers_within_a_second_and_imports_nothing_heavy(script: str) -> 
     assert "argparse" in imported  # the list is one of modules
     assert not imported & HEAVY
     assert min(seconds) < 1
-    flags = TRAIN_FLAGS if script == "train.py" else INFER_FLAGS
+    flags = [*TRAIN_FLAGS, "--group-column"] if script == "train.py" else INFER_FLAGS
     assert all(f"{flag} " in finished.stdout for flag in flags)
     assert "(default: 3e-05)" in finished.stdout or script == "infer.py"
 

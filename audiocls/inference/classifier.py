@@ -19,7 +19,7 @@ from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
 from audiocls.inference.windows import Together
 from audiocls.model.backbone import load_for_inference
-from audiocls.model.cpu import make_fast_on_cpu
+from audiocls.model.fast import make_fast
 from audiocls.model.loaded import LoadedModel
 from audiocls.storage import MANIFEST, damage, finish_swap
 
@@ -60,8 +60,7 @@ class Classifier:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str = "fp32") -> None:
-        if device.type == "cpu":
-            make_fast_on_cpu(loaded.model)
+        make_fast(loaded.model, device)
         self.model = loaded.model.to(device).eval()
         self.backbone = loaded.backbone
         self.device = device

@@ -16,11 +16,10 @@ from torch.autograd.function import once_differentiable
 
 RANDOM_VALUES = 2**16  # of 16 bits
 LONG_KERNEL = 64  # from which on a convolution is cheaper by Fourier transform
-ATTENTION = "audiocls_cpu"  # our name among transformers' attention functions
 
 
-def make_fast_on_cpu(model: Any) -> None:
-    """Let a model use the kernels below. Its parameters, and what it is saved as, do not change."""
+def make_fast_on_cpu(model: nn.Module) -> None:
+    """Let a model use the kernels below. Its parameters do not change."""
     keep_freed_memory()
     for module in model.modules():
         if type(module) is nn.Dropout:
@@ -30,8 +29,6 @@ def make_fast_on_cpu(model: Any) -> None:
         if isinstance(module, nn.Conv1d) and is_long(module):
             # Its class may be one of its own: a weight norm's.
             module.__class__ = type("FourierConv1d", (FourierConv1d, type(module)), {})
-    if getattr(getattr(model, "config", None), "_attn_implementation", None) == "sdpa":
-        use_cheap_attention(model)
 
 
 def keep_freed_memory() -> None:
@@ -42,7 +39,9 @@ def keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        libc.mallopt(m_mmap_threshold, 2**30)
+        libc.mallopt(m_mmap_threshold, 2**30) or libc.mallopt(
+            m_mmap_threshold, 2**25
+        )  # the most of older ones
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
@@ -100,37 +99,6 @@ def product(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-def use_cheap_attention(model: Any) -> None:
-    """Give a transformers model, which asks for attention by name, ours."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attention(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, None]:
-        dropout, scaling = options.get("dropout", 0.0), options.get("scaling")
-        is_ours = (
-            0 < dropout < 1
-            and query.device.type == "cpu"
-            and query.dtype == torch.float32
-            and query.shape[1] == key.shape[1]
-            and not getattr(module, "is_causal", True)
-            and (attention_mask is None or attention_mask.dtype == torch.bool)
-            and options.get("position_bias") is None
-            and not torch.compiler.is_compiling()
-        )
-        if not is_ours:
-            return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        heard = DroppedAttention.apply(query, key, value, attention_mask, scale, dropout)
-        return heard.transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.set_attn_implementation(ATTENTION)
 
 
 class DroppedAttention(torch.autograd.Function):

@@ -33,11 +33,12 @@ class MaskedGroupNorm(nn.GroupNorm):
         frames = torch.arange(hidden_states.shape[-1], device=hidden_states.device)
         is_real = (frames < self.num_frames[:, None])[:, None]  # bool [batch, 1, frames]
         count = self.num_frames[:, None, None]
+        # These are the largest tensors there are: one more is made than torch's own norm would, none is kept.
         mean = (hidden_states * is_real).sum(-1, keepdim=True) / count
-        centered = (hidden_states - mean) * is_real
-        variance = centered.square().sum(-1, keepdim=True) / count
+        centered = (hidden_states - mean).mul_(is_real)
+        variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square() / count
         scale = self.weight[:, None] * torch.rsqrt(variance + self.eps)
-        return centered * scale + self.bias[:, None]
+        return torch.addcmul(self.bias[:, None], centered, scale)
 
 
 def make_padding_invariant(model: Any) -> bool:

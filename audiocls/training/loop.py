@@ -16,7 +16,7 @@ from audiocls.data.loader import ClipDataset, Loader, length_edges, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
-from audiocls.model.cpu import make_fast_on_cpu
+from audiocls.model.fast import make_fast
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
@@ -48,8 +48,7 @@ def train(
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
     """
-    if device.type == "cpu":
-        make_fast_on_cpu(loaded.model)
+    make_fast(loaded.model, device)
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     if config.compile:
