@@ -5,12 +5,14 @@ from collections.abc import Iterable
 
 from audiocls.errors import INPUTS_REFUSED, OK, exit_code_of, one_line
 from audiocls.flags import parse_infer
+from audiocls.lean_torch import import_lean_torch
 
 
 def main() -> int:
     config = parse_infer(sys.argv[1:])
 
     # Only from here on anything heavy is imported.
+    import_lean_torch()
     from audiocls.inference.classifier import Classifier
 
     if config.export and config.output:

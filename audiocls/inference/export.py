@@ -23,6 +23,7 @@ from audiocls.data.loader import Example
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.hub import first_line
 from audiocls.inference.classifier import Classifier
+from audiocls.lean_torch import complete_torch
 from audiocls.storage import complete_path
 
 Inputs = dict[str, Tensor]
@@ -40,6 +41,7 @@ def export(classifier: Classifier, format: str, output: str) -> str:
 
     Raises UserError where the model cannot be exported, or the file would give other logits.
     """
+    complete_torch()
     batches = [inputs_of(classifier, seconds) for seconds in CHECKED_BATCHES]
     model = Logits(classifier.model).eval()
     lacking = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]

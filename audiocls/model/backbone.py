@@ -13,6 +13,7 @@ from audiocls.config import is_missing_path
 from audiocls.data.loader import Example
 from audiocls.errors import UserError, named
 from audiocls.hub import commit_of, loading, quiet_transformers
+from audiocls.lean_torch import complete_torch
 from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 from audiocls.model.settings import missing, model_file, read_config, read_feature_extractor
@@ -60,6 +61,7 @@ def open_backbone(name: str, revision: str | None = None, *, with_labels: bool =
 
     Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
     """
+    complete_torch()
     # transformers imports torchaudio for AST's filter banks: where it is broken, ours must be there first.
     with contextlib.suppress(ModuleNotFoundError):
         import_torchaudio()
