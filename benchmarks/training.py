@@ -36,7 +36,7 @@ def main() -> None:
         "model": "Wav2Vec2, 3 layers of 256, convolutions of 128" if args.quick else "wav2vec2-base",
         "weights": "random",
         "one-second clips": "steps of 2 x 16, a round is a step",
-        "1-10 s clips": f"{num_ragged} of them, steps of 8 (d: 4), a round is an epoch",
+        "1-10 s clips": f"{num_ragged} of them in steps of 8 (d: {num_ragged // 2}, 4), a round is an epoch",
         "not counted": "the first step; of the 1-10 s clips the first epoch",
         "rounds": rounds,
     }
@@ -75,31 +75,26 @@ def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
     A pair after the other: two sides with batches of 8 such clips hold 16 GB between them; with an encoder
     that is not frozen it is more, and batches are of 4.
     """
-    seconds_of_clips = clip_lengths(num_clips, 1, 10)
-    clips = write_clips(folder / "ragged", seconds_of_clips, [SAMPLING_RATE])
-    shape = ("--model", model, "--dataset", clips, "--gradient-accumulation-steps", 1)
-    ours = ("ours.py", *shape, *OURS, "--max-seconds", "none", *FROZEN)
-    theirs = ("theirs.py", *shape, *THEIRS, *CHECKPOINTING_OFF, "--max-seconds", 10)
-    pairs: dict[str, tuple[int, tuple, tuple]] = {
-        "b  frozen, 1-10 s": (8, ours, (*theirs, *FROZEN)),
-        "c  frozen, cached": (8, (*ours, "--cache-features"), (*theirs, *FROZEN)),
-        "d  ours frozen, theirs not": (4, ours, theirs),
+    theirs = (*THEIRS, *CHECKPOINTING_OFF, "--max-seconds", 10)
+    ours = (*OURS, "--max-seconds", "none", *FROZEN)
+    pairs: dict[str, tuple[int, int, tuple, tuple]] = {
+        "b  frozen, 1-10 s": (num_clips, 8, ours, (*theirs, *FROZEN)),
+        "c  frozen, cached": (num_clips, 8, (*ours, "--cache-features"), (*theirs, *FROZEN)),
+        "d  ours frozen, theirs not": (num_clips // 2, 4, ours, theirs),
     }
     rows = []
-    for name, (batch_size, *pair) in pairs.items():
+    for name, (num, batch_size, *flags) in pairs.items():
+        lengths = clip_lengths(num, 1, 10)
+        clips = write_clips(folder / f"ragged-{num}", lengths, [SAMPLING_RATE])
+        shared = ("--model", model, "--dataset", clips, "--batch-size", batch_size)
+        shared += ("--gradient-accumulation-steps", 1)
         sides = {
-            side: (
-                *program,
-                "--batch-size",
-                batch_size,
-                "--output-dir",
-                folder / "runs" / f"{name[0]} {side}",
-            )
-            for side, program in zip(("ours", "theirs"), pair, strict=True)
+            side: (f"{side}.py", *shared, *one, "--output-dir", folder / "runs" / f"{name[0]} {side}")
+            for side, one in zip(("ours", "theirs"), flags, strict=True)
         }
-        steps = len(seconds_of_clips) // batch_size
+        steps = num // batch_size
         seconds, last = take_turns(sides, steps=steps, rounds=rounds, warm_up=steps - 1)
-        speed = {side: [sum(seconds_of_clips) / one for one in many] for side, many in seconds.items()}
+        speed = {side: [sum(lengths) / one for one in many] for side, many in seconds.items()}
         memory = {side: [one["peak_bytes"] / 2**30] for side, one in last.items()}
         rows.append(Row(name, "audio s/s", speed["ours"], speed["theirs"], True))
         rows.append(Row(f"e  peak memory of {name[0]}", "GiB", memory["ours"], memory["theirs"]))
