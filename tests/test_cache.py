@@ -85,10 +85,12 @@ def test_a_second_call_decodes_nothing(clips: list[Clip], tmp_path: Path, decode
     assert decodes == []
 
 
+@pytest.mark.parametrize("thread_seconds", [0, 1])  # with threads, and without
 def test_more_clips_than_are_decoded_at_once_stay_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    thread_seconds: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "CHUNK", 4)
+    monkeypatch.setattr(cache, "THREAD_SECONDS", thread_seconds)
     paths = [write_wav(tmp_path / f"{i}.wav", 0.01 * (1 + i % 5), seed=i) for i in range(15)]
     waveforms = all_of(file_clips(paths), tmp_path / "cache")
     for index, path in enumerate(paths):

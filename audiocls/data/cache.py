@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from audiocls.storage import ODD
 
 FORMAT = 2  # raised when what is stored changes its meaning
 CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
+THREAD_SECONDS = 0.002  # a clip that takes less is sooner decoded than handed to a thread
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -216,7 +218,7 @@ def decoded(
 ) -> Iterator[tuple[Waveform, float, Measured] | BadAudio]:
     """For each clip in order its waveform, whole length in seconds and measures, or why there are none.
 
-    Threads do the work.
+    Threads do the work, unless the first clips show that it is too little for them.
     """
 
     def one(clip: Clip) -> tuple[Waveform, float, Measured] | BadAudio:
@@ -229,11 +231,18 @@ def decoded(
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
+    torch.set_num_threads(1)
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     num_workers = min(num_cores or 1, CHUNK)
     with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for start in range(0, len(clips), CHUNK):
-                yield from pool.map(one, clips[start : start + CHUNK])
+            times = [time.perf_counter()]
+            for clip in clips[:CHUNK]:
+                yield one(clip)
+                times.append(time.perf_counter())
+            is_worth_threads = len(times) > 1 and np.median(np.diff(times)) > THREAD_SECONDS
+            run = pool.map if is_worth_threads else map
+            for start in range(CHUNK, len(clips), CHUNK):
+                yield from run(one, clips[start : start + CHUNK])
         finally:
             torch.set_num_threads(num_threads)
