@@ -31,6 +31,16 @@ def make_fast_on_cpu(model: nn.Module) -> None:
             module.__class__ = type("FourierConv1d", (FourierConv1d, type(module)), {})
 
 
+def is_plain(one: Tensor, other: Tensor) -> bool:
+    """Whether both are float32 on a CPU, to be computed as such, now."""
+    return (
+        one.dtype == other.dtype == torch.float32
+        and one.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
 def keep_freed_memory() -> None:
     """Let the C library keep what is freed (glibc; elsewhere nothing happens).
 
@@ -66,8 +76,7 @@ class OneDNNLinear(nn.Linear):
     """A linear layer through oneDNN; MKL, torch's choice for float32, is slower on many CPUs."""
 
     def forward(self, input: Tensor) -> Tensor:
-        plain = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
-        if not plain or input.dim() < 2 or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        if input.dim() < 2 or not is_plain(input, self.weight):
             return super().forward(input)
         rows = OneDNNProduct.apply(input.flatten(0, -2), self.weight, self.bias)
         return rows.unflatten(0, input.shape[:-1])
@@ -139,13 +148,10 @@ class FourierConv1d(nn.Conv1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """float [batch, channels, time] -> float [batch, channels, time + 2 * padding - taps + 1]."""
-        plain = input.dtype == self.weight.dtype == torch.float32 and input.device.type == "cpu"
         taps, padding = self.kernel_size[0], int(self.padding[0])
         num_out = input.shape[-1] + 2 * padding - taps + 1
-        is_worth_it = (
-            input.shape[0] * num_out >= 2 * taps
-        )  # the weight's transform costs the same for any input
-        if not (plain and is_worth_it) or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        # The weight's transform costs the same for any input: of a short one it is the most.
+        if input.shape[0] * num_out < 2 * taps or not is_plain(input, self.weight):
             return super().forward(input)
         length = taps + taps // 2  # of a block, of which the first `hop` results hold no wrapped-around tap
         hop = length - taps + 1

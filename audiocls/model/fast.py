@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audiocls.model.cpu import DroppedAttention, make_fast_on_cpu
+from audiocls.model.cpu import DroppedAttention, is_plain, make_fast_on_cpu
 
 ATTENTION = "audiocls"  # our name among transformers' attention functions
 
@@ -38,13 +38,11 @@ def use_own_attention(model: Any) -> None:
         dropout, scaling = options.get("dropout", 0.0), options.get("scaling")
         is_ours = (
             0 < dropout < 1
-            and query.device.type == "cpu"
-            and query.dtype == torch.float32
+            and is_plain(query, key)
             and query.shape[1] == key.shape[1]
             and not getattr(module, "is_causal", True)
             and (attention_mask is None or attention_mask.dtype == torch.bool)
             and options.get("position_bias") is None
-            and not torch.compiler.is_compiling()
         )
         if not is_ours:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
