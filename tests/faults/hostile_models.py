@@ -1,5 +1,6 @@
 """Malicious model folders: refused in one line or as good as clean; nothing of theirs is run or opened."""
 
+import importlib
 import json
 import os
 import pickle
@@ -378,8 +379,10 @@ def main() -> int:
         good = in_child(script("infer", clean, *infer))
         clips = write_clips(workplace / "clips")
         train = ["--dataset", clips, "--max-steps", 1, "--num-workers", 0, "--cache-dir", workplace / "cache"]
-        # Everything that is imported on the way is imported now, out of the hook's sight.
+        # Everything that is imported on the way is imported now, out of the hook's sight: matplotlib asks
+        # a program for fonts when it is.
         script("infer", clean, *infer)
+        importlib.import_module("matplotlib.font_manager")
         from audiocls.model.backbone import load_for_inference
 
         load_for_inference(str(clean))
