@@ -98,9 +98,7 @@ class WaveformCollator:
 
     feature_extractor: Any
     with_mask: bool = False
-    edges: tuple[
-        int, ...
-    ] = ()  # lengths to pad to, so that a compiled model meets few; the last is the longest
+    edges: tuple[int, ...] = ()  # lengths to pad to, so that a compiled model meets few
 
     def __call__(self, examples: list[Example]) -> Batch:
         lengths = torch.tensor([len(example.values) for example in examples])

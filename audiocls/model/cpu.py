@@ -49,9 +49,8 @@ def keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        libc.mallopt(m_mmap_threshold, 2**30) or libc.mallopt(
-            m_mmap_threshold, 2**25
-        )  # the most of older ones
+        for size in (2**25, 2**30):  # older ones refuse more than the first
+            libc.mallopt(m_mmap_threshold, size)
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
@@ -160,8 +159,8 @@ class FourierConv1d(nn.Conv1d):
         blocks = torch.fft.rfft(blocks.unfold(-1, length, hop)).unflatten(1, (self.groups, -1))
         weight = torch.fft.rfft(self.weight, length).unflatten(0, (self.groups, -1))
         # Of [batch, group, in or out, block, frequency]; the conjugates make it the correlation it is.
-        product = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
-        output = torch.fft.irfft(product, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
+        heard = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
+        output = torch.fft.irfft(heard, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
         return output if self.bias is None else output + self.bias[:, None]
 
 
