@@ -16,8 +16,9 @@ def main() -> int:
     from audiocls.inference.classifier import Classifier
 
     if config.export and config.output:
-        from audiocls.inference.export import export
+        from audiocls.inference.export import check_packages, export
 
+        check_packages(config.export)
         classifier = Classifier.from_pretrained(config.model, device="cpu")
         print(export(classifier, config.export, config.output))
         return OK
@@ -25,10 +26,11 @@ def main() -> int:
     from audiocls.inference.inputs import expand
     from audiocls.inference.output import results_file, with_progress, write_predictions
 
+    clips = None
     if config.dataset:
         from audiocls.inference.scoring import Score, labelled_clips
 
-    clips = labelled_clips(config) if config.dataset else None
+        clips = labelled_clips(config)
     inputs: Iterable = expand(config.inputs) if clips is None else clips
     total = len(inputs) if isinstance(inputs, list) else None
     classifier = Classifier.from_pretrained(config.model, device=config.device, precision=config.precision)

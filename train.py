@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 
-from audiocls.errors import OK, exit_code_of
+from audiocls.errors import OK, exit_code_of, out_of_memory_explained
 from audiocls.flags import parse_train
 from audiocls.signals import StopSignal
 
@@ -25,12 +25,11 @@ def main() -> int:
     from audiocls.training.checkpoint import check_room
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
-    from audiocls.training.memory import fit_batch_size, out_of_memory_explained
+    from audiocls.training.memory import advice, fit_batch_size, smaller_work
     from audiocls.training.run_folder import claim_run_folder, write_run
 
-    progress = sys.stderr.isatty()
     if config.audit:
-        audit_only(config, progress=progress)
+        audit_only(config)
         return OK
     check_installed(config.trackers)
     if config.push_to_hub and not config.push_dry_run:
@@ -38,23 +37,22 @@ def main() -> int:
     device = pick_device(config.device)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision)
-    data = prepare_data(
-        config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples, progress=progress
-    )
+    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     loaded = load_for_training(
         backbone, data.labels, seed=config.seed, padding_invariant=config.padding_invariant
     )
     if config.freeze_feature_encoder:
         freeze_feature_encoder(loaded.model, config.model)
-    if config.cache_features:
-        loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device, progress=progress)
-    check_room(run_folder, loaded.model)
-    write_run(run_folder, config, data, backbone, device)
-    config = fit_batch_size(config, loaded, data.train, device)
+    with out_of_memory_explained(smaller_work(config)):
+        if config.cache_features:
+            loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device)
+        check_room(run_folder, loaded.model)
+        write_run(run_folder, config, data, backbone, device)
+        config = fit_batch_size(config, loaded, data.train, device)
     say_start(config, data, loaded, device, run_folder)
     keep_audit(run_folder, config.dataset, data)
 
-    with open_log(config, data, loaded, device, run_folder) as log, out_of_memory_explained(config):
+    with open_log(config, data, loaded, device, run_folder) as log, out_of_memory_explained(advice(config)):
         state = train(config, loaded, data, device, run_folder, log, stop)
         test = finish(config, loaded, data, device, run_folder, log, stop, state)
         wrap_up(run_folder, data, log.trackers)

@@ -8,7 +8,6 @@ Nothing heavy is imported here, so that `--help` answers at once.
 import dataclasses
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 GUIDE_DATASET = "PolyAI/minds14"
@@ -156,7 +155,9 @@ class TrainConfig:
         0.0, "of the training loss; evaluation has none", group=TRAINING, minimum=0, maximum=0.9
     )
 
-    eval_batch_size: int = option(32, "clips in a batch of the evaluation", group=EVALUATION, minimum=1)
+    eval_batch_size: int | None = option(
+        None, "clips in a batch of the evaluation; none: --batch-size", group=EVALUATION, minimum=1
+    )
     eval_every: int | str = option(
         "epoch",
         "'epoch', or a number of steps, between evaluations and saves",
@@ -223,7 +224,7 @@ class TrainConfig:
     @property
     def clips_per_step(self) -> int:
         """Clips in an optimizer step; with `--batch-size auto` those of the guide, unless said."""
-        size = 32 if self.batch_size == "auto" else int(self.batch_size)
+        size = int(TrainConfig.batch_size if self.batch_size == "auto" else self.batch_size)
         return self.global_batch_size or size * self.gradient_accumulation_steps
 
     def problems(self) -> list[str]:
@@ -260,10 +261,10 @@ class TrainConfig:
         return found + device_problems(self.device)
 
 
-def as_in_training(name: str, default: Any = None, help: str = "") -> Any:
+def as_in_training(name: str, default: Any = None, **differences: Any) -> Any:
     """TrainConfig's option of that name, for InferConfig."""
     metadata = TrainConfig.__dataclass_fields__[name].metadata
-    return dataclasses.field(default=default, metadata={**metadata, "help": help or metadata["help"]})
+    return dataclasses.field(default=default, metadata={**metadata, **differences})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,20 +277,16 @@ class InferConfig:
     )
     top_k: int = option(5, "labels to print for each file", minimum=1)
     batch_size: int | None = option(None, "files classified at once; none: 1 on a CPU, else 8", minimum=1)
-    max_seconds: float | None = option(
-        None,
-        "hear only the first seconds, as train.py does; none: all",
-        above=0,
-        maximum=86_400,
+    max_seconds: float | None = as_in_training(
+        "max_seconds", help="hear only the first seconds, as train.py does; none: all", group=""
     )
-    max_decode_seconds: float = option(
-        600.0, "refuse a recording of which more would be decoded", above=0, maximum=86_400
-    )
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps")
-    precision: str = option(
+    max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds, group="")
+    device: str = as_in_training("device", TrainConfig.device, group="")
+    precision: str = as_in_training(
+        "precision",
         "fp32",
-        "fp32 gives the pipeline's scores; auto: bf16 on a GPU that has it in hardware",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        help="fp32 gives the pipeline's scores; auto: bf16 on a GPU that has it in hardware",
+        group="",
     )
     format: str = option("text", "of the results", choices=("text", "jsonl", "csv"))
     output: str | None = option(None, "write the results to this file; none: standard output")
@@ -329,7 +326,7 @@ class InferConfig:
         None,
         "write the model to --output instead, for use without this package",
         group=EXPORT,
-        choices=("onnx", "torch"),
+        choices=tuple(EXPORT_SUFFIXES),
     )
 
     def problems(self) -> list[str]:
@@ -380,8 +377,7 @@ def is_missing_path(name: str) -> bool:
         or name.count("/") > 1
         or name.lower().endswith(MANIFEST_SUFFIXES)
     )
-    # Not Path.exists, which raises over a name that is too long.
-    return is_path and not os.path.exists(Path(name).expanduser())  # noqa: PTH110
+    return is_path and not os.path.exists(os.path.expanduser(name))
 
 
 def seconds_of(time: str) -> float:

@@ -23,6 +23,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from cuda:0.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"--device {name}: torch sees no Apple GPU. Use --device cpu.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for what names none: pinned memory, and waiting
     return device
 
 
@@ -37,6 +39,12 @@ def pick_precision(name: str, device: torch.device) -> str:
             if torch.cuda.is_bf16_supported(including_emulation=False):
                 return "bf16"
     return "fp32"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything it was asked for."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:

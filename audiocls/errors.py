@@ -1,16 +1,17 @@
 """Mistakes that are not bugs: one line for the reader, one exit code for the shell."""
 
+import contextlib
 import errno
 import io
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 OK = 0
-BUG = 1
 WRONG_USAGE = 2
 INPUTS_REFUSED = 3
 INPUT_OUTPUT_FAILED = 4
-NUMBERS_BROKE = 5
+TRAINING_FAILED = 5
 STOPPED = 143
 
 LONGEST_LINE = 4_000  # characters: an argument or a label may be of any length
@@ -38,13 +39,13 @@ class InputOutputFailed(UserError):
 class NumbersBroke(UserError):
     """Training produced losses or gradients that are not finite, again and again."""
 
-    exit_code = NUMBERS_BROKE
+    exit_code = TRAINING_FAILED
 
 
 class OutOfMemory(UserError):
-    """Training needs more memory than there is."""
+    """Training or classifying needs more memory than there is."""
 
-    exit_code = NUMBERS_BROKE
+    exit_code = TRAINING_FAILED
 
 
 class Stopped(BaseException):
@@ -65,7 +66,7 @@ def exit_code_of(main: Callable[[], int]) -> int:
         print(one_line(str(stop)) or "stopped", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:  # the reader of our output left (`infer.py ... | head`)
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
         return INPUT_OUTPUT_FAILED
     except OSError as error:
         if error.errno not in DISK_FAILED:
@@ -75,6 +76,23 @@ def exit_code_of(main: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return INPUT_OUTPUT_FAILED
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(advice: str) -> Iterator[None]:
+    """Running out of memory as one line that says what to type."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(f"Out of memory. Try {advice}.") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is: a CPU, CUDA, cuBLAS and Apple's GPUs each have words of their own for it."""
+    said = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import json
 import math
+import os
 import tomllib
 import typing
 from collections.abc import Callable
@@ -39,10 +40,10 @@ def parse_train(argv: list[str]) -> TrainConfig:
     recipe, demo, file = (flags.pop(name, None) for name in ("recipe", "demo", "config"))
     if demo and recipe not in (None, "demo"):
         raise UserError(f"--demo is short for --recipe demo: leave out --recipe {recipe}.")
-    settings = read_config_file(Path(file)) if file else {}
+    settings = read_config_file(Path(os.path.expanduser(file))) if file else {}
     file_recipe = settings.pop("recipe", "guide")
     recipe = demo or recipe or file_recipe
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise UserError(f"{file} names the recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
     return build(TrainConfig, RECIPES[recipe] | settings | flags)
 
@@ -68,8 +69,9 @@ def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentP
     groups: dict[str, Any] = {"": parser}
     for field in dataclasses.fields(config):
         about = field.metadata
-        group = about["group"]
-        target = groups.setdefault(group, groups.get(group) or parser.add_argument_group(group))
+        if (group := about["group"]) not in groups:
+            groups[group] = parser.add_argument_group(group)
+        target = groups[group]
         shown = "none" if field.default is None else field.default
         help = (about["help"] + f" (default: {shown})").replace("%", "%%")
         if about["positional"]:
@@ -113,6 +115,8 @@ def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
             continue
         try:
             values[name] = check(fields[name], value)
+        except OverflowError:
+            problems.append(f"{flag_name(name)} is too large a number.")
         except ValueError as error:
             problems.append(str(error))
     made = config(**values)

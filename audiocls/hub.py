@@ -36,7 +36,7 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
         RevisionNotFoundError,
     )
 
-    what = {"model": "--model", "dataset": "--dataset"}[kind]
+    what = {"model": "The model", "dataset": "The data set"}[kind]
     try:
         return HfApi().repo_info(name, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS).sha
     except OfflineModeIsEnabled:
@@ -149,7 +149,7 @@ def first_line(error: Exception) -> str:
 
 def quiet_transformers() -> None:
     """No tables of tensors, and bars only for downloads that a person watches: we say what matters."""
-    # Of torch.compile, about a function of transformers.
+    # torch.compile's warning about a cached function in transformers.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     from huggingface_hub.utils import enable_progress_bars
     from transformers.utils import logging

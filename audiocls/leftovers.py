@@ -1,19 +1,18 @@
 """Folders with one owner at a time, and the removal of what an owner left that was killed."""
 
 import contextlib
+import fcntl
 import os
 import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 _locks: set[int] = set()  # descriptors that stay open as long as the process
 
 
 def lock(folder: Path) -> bool:
-    """Whether this process now has the folder to itself, until it ends; always so without POSIX locks."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        return True
+    """Whether this process now has the folder to itself, until it ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -31,8 +30,23 @@ def close_in_child() -> None:
     _locks.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=close_in_child)
+os.register_at_fork(after_in_child=close_in_child)
+
+
+@contextlib.contextmanager
+def unfinished_folder(place: Path) -> Iterator[Path]:
+    """A folder of this process beside `place`, to be filled and renamed; gone at the end where it was not.
+
+    Those of processes that were killed are removed. Raises OSError.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(place.parent, "unfinished-")
+    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place.parent))
+    try:
+        lock(unfinished)
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from audiocls.errors import InputOutputFailed
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
 # What reading a file of any content may raise.
 ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
@@ -28,7 +27,7 @@ class NotRegular(OSError):
 
 def open_regular(path: Path) -> BufferedReader:
     """A regular file, open to be read; there is no moment between check and open. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe must not block
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotRegular(errno.EINVAL, "not a regular file", str(path))
@@ -101,7 +100,7 @@ def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
             yield unfinished
             files = {path.name: describe(path) for path in sorted(unfinished.iterdir())}
             manifest = unfinished / MANIFEST
-            manifest.write_text(json.dumps({"schema": SCHEMA, **about, "files": files}, indent=2))
+            manifest.write_text(json.dumps({**about, "files": files}, indent=2))
             for path in [*unfinished.iterdir(), unfinished]:
                 fsync(path)
             if folder.exists():

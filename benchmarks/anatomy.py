@@ -3,14 +3,17 @@
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from common import SAMPLING_RATE
+from common import LABELS, SAMPLING_RATE
 
 
 def milliseconds(work: Callable[[], Any], device: Any, *, repeats: int = 10) -> float:
     """Median time of `work`, on the device, after three runs that are not counted."""
     import torch
+
+    from audiocls.devices import synchronize
 
     times = []
     for number in range(-3, repeats):
@@ -31,27 +34,24 @@ def milliseconds(work: Callable[[], Any], device: Any, *, repeats: int = 10) -> 
     return statistics.median(times)
 
 
-def synchronize(device: Any) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def where_a_step_goes(
-    size: dict[str, Any], batch_size: int, device: Any, *, is_compiled: bool
-) -> dict[str, float]:
+def where_a_step_goes(backbone: Path, batch_size: int, device: Any, *, is_compiled: bool) -> dict[str, float]:
     """Milliseconds of a step, of its parts by themselves and of the host's wait; and how many kernels."""
+    import numpy as np
     import torch
     from torch.nn import functional as F
-    from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
+    from audiocls.data.loader import Example
+    from audiocls.devices import synchronize
+    from audiocls.model.backbone import load_for_training, open_backbone
+    from audiocls.model.fast import make_fast
     from audiocls.training.optim import make_optimizer
 
-    model: Any = Wav2Vec2ForSequenceClassification(Wav2Vec2Config(**size, num_labels=4)).to(device).train()
+    loaded = load_for_training(open_backbone(str(backbone)), LABELS, seed=0)
+    make_fast(loaded.model, device)
+    model = loaded.model.to(device).train()
     optimizer = make_optimizer(model, 3e-5, 0.0)
-    labels = torch.zeros(batch_size, dtype=torch.long, device=device)
-    input_values = torch.randn(batch_size, SAMPLING_RATE, device=device)
+    noise = np.random.default_rng(0).standard_normal((batch_size, SAMPLING_RATE), np.float32)
+    batch = loaded.training_collator(0)([Example(waveform) for waveform in noise]).to(device)
     autocast = torch.autocast(device.type, torch.bfloat16)
     if is_compiled:
         model.compile()
@@ -59,8 +59,8 @@ def where_a_step_goes(
     def step() -> torch.Tensor:
         """A micro-batch that is a whole step, as the loop has it."""
         with autocast:
-            logits = model(input_values=input_values).logits
-        loss = F.cross_entropy(logits.float(), labels)
+            logits = model(**batch.inputs).logits
+        loss = F.cross_entropy(logits.float(), batch.labels)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -77,7 +77,7 @@ def where_a_step_goes(
     figures["of it the host queues"] = 1000 * (queued - began)
     figures["kernels"] = kernels(step)
     if not is_compiled:
-        figures |= parts(model, input_values, autocast, device)
+        figures |= parts(model, batch.inputs["input_values"], autocast, device)
         step()  # fills the gradients again
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -137,6 +137,8 @@ def kernels(step: Callable[[], Any]) -> int:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     return sum(
-        event.device_type == DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset"))
+        event.device_type == DeviceType.CUDA
+        and not event.is_user_annotation
+        and not event.name.startswith(("Memcpy", "Memset"))
         for event in profile.events()
     )

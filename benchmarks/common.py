@@ -132,10 +132,13 @@ class Turns:
 
     def end(self, **facts: Any) -> None:
         """An optimizer step is done. The first one has no seconds."""
+        torch = sys.modules.get("torch")
+        on_gpu = torch is not None and torch.cuda.is_initialized()
+        if on_gpu:
+            torch.cuda.synchronize()
         seconds = self.began and time.perf_counter() - self.began
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
+        if on_gpu:
             facts["gpu_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps({"seconds": seconds, "peak_bytes": peak} | facts), file=self.reports, flush=True)
         if not sys.stdin.readline():  # the benchmark is over
@@ -184,9 +187,9 @@ class Side:
 
 
 def take_turns(
-    programs: dict[str, tuple], *, steps: int, rounds: int, warm_up: int
+    programs: dict[str, tuple], *, turns: int, rounds: int, warm_up: int, steps: int = 1
 ) -> tuple[dict[str, list[float]], dict[str, dict[str, Any]]]:
-    """For each side the seconds of every round of `steps`, taken step by step in turn, and its last report.
+    """For each side the seconds of every round, of `turns` turns of `steps` steps, and its last report.
 
     The first step, and `warm_up` more, are not counted.
     """
@@ -198,9 +201,9 @@ def take_turns(
         seconds = {name: [0.0] * rounds for name in sides}
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-            for _ in range(steps):
+            for _ in range(turns):
                 for name, side in in_turn(sides, number):
-                    seconds[name][number] += side.step()
+                    seconds[name][number] += sum(side.step() for _ in range(steps))
         medians = {name: round(statistics.median(many), 3) for name, many in seconds.items()}
         print(f"seconds a round: {medians}", file=sys.stderr)
         facts = {

@@ -25,6 +25,7 @@ from common import (
 )
 
 BATCH_SIZE, ACCUMULATION = 32, 4  # the guide's
+STEPS = 8  # of one side before it is the other's turn: more than what a loader prepares meanwhile
 OURS = ("--precision", "bf16", "--epochs", 10_000, "--eval-every", 1_000_000_000)
 THEIRS = ("--bf16", "--no-checkpointing")
 
@@ -48,15 +49,17 @@ def main() -> int:
     rounds = 2 if args.check_on_cpu else 3 if args.quick else 7
     with scratch_folder() as folder:
         peak = matmul_flops_per_second(device, torch.bfloat16)
+        model = save_backbone(folder / "model", size)
         parts = {
-            name: where_a_step_goes(size, BATCH_SIZE, device, is_compiled=name == "compiled")
+            name: where_a_step_goes(model, BATCH_SIZE, device, is_compiled=name == "compiled")
             for name in (("eager",) if args.check_on_cpu else ("eager", "compiled"))
         }
-        model = save_backbone(folder / "model", size)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # the sides share the card
         rows, facts = throughput(folder, model, size, device, rounds, peak)
     settings = {
         "model": "small" if args.check_on_cpu else "wav2vec2-base, random weights",
-        "1 s clips": f"steps of {ACCUMULATION} x {BATCH_SIZE}, a round is a step of each side",
+        "1 s clips": f"steps of {ACCUMULATION} x {BATCH_SIZE}, a round is {STEPS} steps of each side",
         "1-10 s clips": f"steps of {BATCH_SIZE}, a round is an epoch",
         "peak": f"{peak / 1e12:.1f} TFLOP/s, of a large bf16 matrix product",
         "rounds": rounds,
@@ -87,15 +90,16 @@ def throughput(
     shape = (*shape, "--gradient-accumulation-steps", ACCUMULATION)
     sides: dict[str, tuple] = {
         "ours": ("ours.py", *shape, *OURS, *where),
-        "ours, compiled": ("ours.py", "--compile-model", *shape, *OURS, *where),
+        "ours, compiled": ("ours.py", *shape, *OURS, *where, "--compile"),
         "theirs": ("theirs.py", *shape, *THEIRS, *not_gpu),
         "theirs, compiled": ("theirs.py", *shape, *THEIRS, *not_gpu, "--compile-model"),
     }
     if device.type == "cpu":  # compiling there takes minutes
         sides = {name: side for name, side in sides.items() if "compiled" not in name}
     sides = {name: (*side, "--output-dir", folder / "runs" / name) for name, side in sides.items()}
-    seconds, last = take_turns(sides, steps=1, rounds=rounds, warm_up=1 if device.type == "cpu" else 5)
-    speed = {name: [clips_per_step / one for one in many] for name, many in seconds.items()}
+    warm_up = 1 if device.type == "cpu" else 5
+    seconds, last = take_turns(sides, turns=1, steps=STEPS, rounds=rounds, warm_up=warm_up)
+    speed = {name: [STEPS * clips_per_step / one for one in many] for name, many in seconds.items()}
     flops = training_flops(Wav2Vec2Config(**size), SAMPLING_RATE)
     facts = {
         name: {
@@ -119,7 +123,7 @@ def throughput(
     sides = {
         name: (*side, "--output-dir", folder / "runs" / f"ragged {name}") for name, side in sides.items()
     }
-    seconds, _ = take_turns(sides, steps=steps, rounds=min(rounds, 5), warm_up=steps - 1)
+    seconds, _ = take_turns(sides, turns=1, steps=steps, rounds=min(rounds, 5), warm_up=steps - 1)
     audio = {name: [sum(lengths) / one for one in many] for name, many in seconds.items()}
     rows = [Row("1 s clips, eager", "clips/s", speed["ours"], speed["theirs"], True)]
     if "ours, compiled" in speed:

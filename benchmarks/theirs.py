@@ -139,8 +139,6 @@ def accuracy(predictions: Any) -> dict[str, float]:
 class EndOfStep(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, *others: Any, **kwargs: Any) -> None:
         if turns is not None:
-            if args.device.type == "cuda":
-                torch.cuda.synchronize()
             turns.end()
 
 

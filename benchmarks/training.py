@@ -53,7 +53,7 @@ def one_second(folder: Path, model: Path, rounds: int) -> list[Row]:
         "theirs, as published": ("theirs.py", *shape, *THEIRS),
     }
     sides = {name: (*side, "--output-dir", folder / "runs" / name) for name, side in sides.items()}
-    seconds, last = take_turns(sides, steps=1, rounds=rounds, warm_up=0)
+    seconds, last = take_turns(sides, turns=1, rounds=rounds, warm_up=0)
     speed = {name: [32 / one for one in many] for name, many in seconds.items()}
     memory = {name: [one["peak_bytes"] / 2**30] for name, one in last.items()}
     return [
@@ -93,7 +93,7 @@ def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
             for side, one in zip(("ours", "theirs"), flags, strict=True)
         }
         steps = num // batch_size
-        seconds, last = take_turns(sides, steps=steps, rounds=rounds, warm_up=steps - 1)
+        seconds, last = take_turns(sides, turns=steps, rounds=rounds, warm_up=steps - 1)
         speed = {side: [sum(lengths) / one for one in many] for side, many in seconds.items()}
         memory = {side: [one["peak_bytes"] / 2**30] for side, one in last.items()}
         rows.append(Row(name, "audio s/s", speed["ours"], speed["theirs"], True))

@@ -12,7 +12,7 @@ from data_helpers import config_for, noise, run_script, write_table
 from audiocls.data.measure import measure
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.reporting.audit import audit
-from audiocls.reporting.audit_text import full_lines, summary_lines
+from audiocls.reporting.audit_text import classes_text, full_lines, summary_lines
 from audiocls.reporting.pages import audit_page
 
 
@@ -119,3 +119,8 @@ def test_audit_only_looks(flawed: Path, tmp_path: Path) -> None:
     assert "broken.flac does not decode" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("runs/audit-clips.html")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["audit-clips.html"]
+
+
+def test_a_class_without_clips_is_the_smallest() -> None:
+    assert classes_text({"dog": 5, "cat": 5}) == "classes: 2, each with 5 clips to train on"
+    assert "the smallest 'owl' with 0" in classes_text({"dog": 5, "cat": 5, "owl": 0})

@@ -3,16 +3,18 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 
 from audiocls.config import TrainConfig
 from audiocls.reporting.chance import ChanceAlarm
 
+SHARES = np.full(14, 1 / 14)
 GUESSING = {"loss": math.log(14), "accuracy": 0.08, "num_samples": 113}
 
 
 def alarm(**settings: Any) -> ChanceAlarm:
-    return ChanceAlarm(TrainConfig(**settings), num_labels=14, largest_share=0.09)
+    return ChanceAlarm(TrainConfig(**settings), SHARES)
 
 
 @pytest.mark.parametrize(("progress", "epoch", "rings"), [(0.4, 1.9, False), (0.5, 1, True), (0.1, 2, True)])
@@ -34,9 +36,12 @@ def test_it_rings_once() -> None:
     assert one(1.0, 5, GUESSING) and one(1.0, 6, GUESSING) is None
 
 
-def test_accuracy_of_the_largest_class_is_chance_too() -> None:
-    uneven = ChanceAlarm(TrainConfig(), num_labels=2, largest_share=0.9)
-    assert uneven(1.0, 5, {"loss": math.log(2), "accuracy": 0.9, "num_samples": 100})
+def test_knowing_only_how_frequent_the_labels_are_is_guessing_too() -> None:
+    entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # what such a model's loss is
+    guessing = {"loss": entropy, "accuracy": 0.9, "num_samples": 100}
+    uneven = np.array([0.9, 0.1, 0.0])
+    assert ChanceAlarm(TrainConfig(), uneven)(1.0, 5, guessing)
+    assert ChanceAlarm(TrainConfig(), uneven)(1.0, 5, guessing | {"loss": 0.9 * entropy}) is None
 
 
 def test_on_the_guides_recipe_it_names_what_usually_helps() -> None:
@@ -44,13 +49,13 @@ def test_on_the_guides_recipe_it_names_what_usually_helps() -> None:
     assert advice is not None
     for flag in ("--epochs 40", "--learning-rate", "--max-seconds", "--freeze-feature-encoder"):
         assert flag in advice
-    assert "8.0%" in advice and "ln(14)" in advice
+    assert "8.0%" in advice and f"{math.log(14):.3f}" in advice
 
 
 def test_it_advises_only_what_would_change_something() -> None:
     advice = alarm(max_steps=50)(1.0, 10, GUESSING)
     assert advice is not None and "--max-steps 200" in advice and "--epochs" not in advice
-    heard = ChanceAlarm(TrainConfig(), 14, 0.09, has_feature_encoder=False, heard_share=0.97)
+    heard = ChanceAlarm(TrainConfig(), SHARES, has_feature_encoder=False, heard_share=0.97)
     advice = heard(1.0, 10, GUESSING)
     assert advice is not None and "--max-seconds" not in advice and "--freeze" not in advice
 

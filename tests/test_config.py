@@ -28,7 +28,7 @@ GUIDE: dict[str, Any] = {
     "freeze_feature_encoder": False,
     "learning_rate": 3e-5,
     "batch_size": 32,
-    "eval_batch_size": 32,
+    "eval_batch_size": None,
     "gradient_accumulation_steps": 4,
     "epochs": 10,
     "max_steps": None,

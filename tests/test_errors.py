@@ -28,6 +28,29 @@ def test_an_argument_with_escapes_or_too_long_is_told_in_one_plain_line() -> Non
             assert done.stderr.rstrip("\n").isprintable()
 
 
+def test_names_that_no_file_can_have_are_told_in_one_line() -> None:
+    for name in ("~nobody-of-that-name/clips", "x" * 300):
+        assert_one_line_error(run_script("train.py", "--model", "tiny", "--dataset", name), 2, name)
+        assert_one_line_error(run_script("infer.py", name, "a.wav"), 2, name)
+    assert_one_line_error(run_script("train.py", "--demo", "--epochs", "9" * 400), 2, "--epochs")
+
+
+def test_output_that_nobody_reads_ends_the_program_quietly() -> None:
+    code = """
+import os, sys
+from audiocls.errors import exit_code_of
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(reader)
+def main():
+    while True:
+        print("line", flush=True)
+sys.exit(exit_code_of(main))
+"""
+    done = run_script("-c", code)
+    assert (done.returncode, done.stderr) == (4, "")
+
+
 def test_a_config_file_or_a_run_that_is_nested_without_end_is_told_in_one_line(tmp_path: Path) -> None:
     for suffix in ("json", "toml"):
         (tmp_path / f"deep.{suffix}").write_text("a = " * (suffix == "toml") + "[" * 100_000)

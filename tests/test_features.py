@@ -68,15 +68,16 @@ def test_features_are_what_the_encoder_makes_of_the_clip_alone(
     assert not loaded.hears_features
 
 
-def test_a_second_run_reads_them_and_other_weights_do_not(
+def test_a_second_run_reads_them_and_other_weights_or_preprocessing_do_not(
     run_data: Callable[..., RunData],
     spread_model: Callable[..., LoadedModel],
     tmp_path: Path,
 ) -> None:
     data = run_data(7)
     passes = []
-    for change in (0.0, 0.0, 0.1):
+    for change, do_normalize in ((0.0, True), (0.0, True), (0.1, True), (0.0, False)):
         loaded = frozen(spread_model, data)
+        loaded.backbone.feature_extractor.do_normalize = do_normalize
         encoder = loaded.model.base_model.feature_extractor
         with torch.no_grad():
             next(encoder.parameters()).add_(change)
@@ -84,7 +85,7 @@ def test_a_second_run_reads_them_and_other_weights_do_not(
         encoder.register_forward_hook(lambda *_, counted=counted: counted.append(1))
         cache_features(loaded, data, tmp_path / "cache", CPU)
         passes.append(len(counted))
-    assert passes == [19, 0, 19]  # 7 clips to train on and 12 to evaluate on
+    assert passes == [19, 0, 19, 19]  # 7 clips to train on and 12 to evaluate on
 
 
 @pytest.mark.parametrize(

@@ -300,10 +300,10 @@ def test_each_file_is_downloaded_once(guide: Guide) -> None:
 @pytest.mark.parametrize(
     ("question", "says"),
     [
-        ("no data set", ("--dataset PolyAI/nothing", "neither a local folder nor on the Hub")),
-        ("no model", ("--model facebook/nothing", "neither a local folder nor on the Hub")),
-        ("no data set revision", ("--dataset", "PolyAI/minds14", "'v9'")),
-        ("no model revision", ("--model", "facebook/wav2vec2-base", "'v9'")),
+        ("no data set", ("The data set PolyAI/nothing", "neither a local folder nor on the Hub")),
+        ("no model", ("The model facebook/nothing", "neither a local folder nor on the Hub")),
+        ("no data set revision", ("The data set", "PolyAI/minds14", "'v9'")),
+        ("no model revision", ("The model", "facebook/wav2vec2-base", "'v9'")),
         ("no config", ("xx-XX", "en-US", "de-DE", "--dataset-config")),
         ("no column", ("'intent'", "intent_class", "lang_id", "--label-column")),
     ],

@@ -9,11 +9,11 @@ import torch
 
 from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
-from audiocls.errors import OutOfMemory, UserError
+from audiocls.errors import OutOfMemory, UserError, out_of_memory_explained
 from audiocls.flags import parse_train
 from audiocls.model.loaded import LoadedModel
 from audiocls.training import memory
-from audiocls.training.memory import advice, fit_batch_size, fits, out_of_memory_explained
+from audiocls.training.memory import advice, fit_batch_size, fits, smaller_work
 
 CPU = torch.device("cpu")
 
@@ -38,19 +38,26 @@ def test_what_to_type_makes_the_same_steps_of_at_most_half_the_size(
     [
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 1 GB."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         MemoryError(),
     ],
-    ids=lambda error: type(error).__name__,
+    ids=["CUDA", "CPU", "MPS", "cuBLAS", "Python"],
 )
 def test_running_out_of_memory_is_one_line_and_exit_code_5(error: Exception) -> None:
     words = "--batch-size 16 --gradient-accumulation-steps 8"
-    with pytest.raises(OutOfMemory, match=words) as caught, out_of_memory_explained(TrainConfig()):
+    with pytest.raises(OutOfMemory, match=words) as caught, out_of_memory_explained(advice(TrainConfig())):
         raise error
     assert caught.value.exit_code == 5
 
 
+def test_where_one_clip_is_too_much_no_smaller_batch_is_advised() -> None:
+    assert smaller_work(TrainConfig()) == "a shorter --max-seconds or --freeze-feature-encoder"
+    assert smaller_work(TrainConfig(freeze_feature_encoder=True)) == "a shorter --max-seconds"
+
+
 def test_other_errors_pass() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_explained(TrainConfig()):
+    with pytest.raises(RuntimeError, match="shapes"), out_of_memory_explained("less"):
         raise RuntimeError("shapes differ")
 
 

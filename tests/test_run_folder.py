@@ -10,18 +10,19 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from audiocls.config import TrainConfig
 from audiocls.data.splits import fingerprint
 from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
 from audiocls.leftovers import lock, remove_abandoned
 from audiocls.storage import complete_file, complete_folder, damage, finish_swap, write_text
-from audiocls.training.checkpoint import check_room
-from audiocls.training.run_folder import claim_run_folder, last_part, remove_run
+from audiocls.training.checkpoint import check_room, export_best, step_folder
+from audiocls.training.run_folder import claim_run_folder, default_folder, last_part, remove_run
 
 CONFIG = {"dataset": "PolyAI/minds14", "model": "facebook/wav2vec2-base"}
 
@@ -243,3 +244,24 @@ def test_output_to_a_full_disk_ends_in_one_line(capsys: pytest.CaptureFixture[st
 
     assert exit_code_of(main) == INPUT_OUTPUT_FAILED
     assert capsys.readouterr().err == "error: the output could not be written: No space left on device.\n"
+
+
+def test_two_runs_that_start_at_once_get_a_folder_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = Path.mkdir
+
+    def make_just_after_another(folder: Path, *args: Any, **options: Any) -> None:
+        if folder.name == "minds14-wav2vec2-base":
+            make(folder, *args, **options)
+        make(folder, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", make_just_after_another)
+    assert default_folder(TrainConfig(**CONFIG)) == Path("runs/minds14-wav2vec2-base-2")
+
+
+def test_best_is_made_anew_where_it_is_of_another_checkpoint_of_that_step(tmp_path: Path) -> None:
+    for weight in (1.0, 2.0):  # the same step again, after the first checkpoint was damaged
+        with complete_folder(step_folder(tmp_path, 3), step=3) as unfinished:
+            save_file({"weight": torch.tensor(weight)}, unfinished / "model.safetensors")
+            (unfinished / "predictions.jsonl").write_text("{}\n")
+        export_best(tmp_path, 3)
+        assert load_file(tmp_path / "best" / "model.safetensors")["weight"] == weight

@@ -10,6 +10,8 @@ import pytest
 import soundfile
 from data_helpers import noise, write_class_folders, write_table, write_wav
 
+from audiocls import __version__
+from audiocls.data import sources
 from audiocls.data.sources import Columns, Source, label_order, load_source
 from audiocls.errors import InputOutputFailed, UserError
 
@@ -93,6 +95,25 @@ def test_hidden_and_other_files_are_passed_over_and_counted(tmp_path: Path) -> N
     (note,) = source.notes
     assert "3 files" in note
     assert "hidden, not audio" in note
+
+
+def test_files_in_no_class_folder_of_a_split_are_counted_too(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds" / "train", {"dog": 1, "cat": 1}).parent
+    write_wav(folder / "train" / "stray.wav")
+    write_wav(folder / "stray.wav")
+    (note,) = load(folder, DEFAULT).notes
+    assert "2 files" in note
+
+
+def test_two_first_demos_at_once_are_both_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: Path) -> None:  # another process is done just before
+        write_class_folders(folder / "train", {"dog": 1, "cat": 1})
+        if not list(tmp_path.glob("demo-*")):
+            shutil.copytree(folder, tmp_path / f"demo-{__version__}")
+
+    monkeypatch.setattr(sources, "write_demo", write)
+    assert len(load_source("demo", DEFAULT, cache_dir=tmp_path).splits["train"]) == 2
+    assert not list(tmp_path.glob("unfinished-*"))
 
 
 def test_what_libsndfile_cannot_read_is_not_passed_over(tmp_path: Path) -> None:

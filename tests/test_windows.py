@@ -1,5 +1,6 @@
 """Long recordings: read in blocks, cut into windows, each scored as if it had been given alone."""
 
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -228,3 +229,12 @@ def test_windows_that_mean_nothing_are_refused(classifier: Classifier, options: 
 def test_a_window_longer_than_the_model_hears_is_refused() -> None:
     with pytest.raises(UserError, match=r"window is 3 s: the model hears 0\.025 s to 2 s"):
         classifier_of("whisper")(["a.wav"], window_seconds=3)
+
+
+def test_between_windows_standard_error_is_where_it_was(
+    classifier: Classifier, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "a.wav", noise(3 * RATE), RATE)
+    for number, _ in enumerate(classifier.stream(tmp_path / "a.wav", window_seconds=1)):
+        os.write(2, b"%d" % number)
+    assert capfd.readouterr().err == "0123"

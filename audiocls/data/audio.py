@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audiocls.config import TrainConfig
 from audiocls.data.quiet import quiet_stderr
 from audiocls.data.resampling import Waveform, filter_half_width, frames_needed, resampled
 from audiocls.storage import NotRegular, open_regular
@@ -30,7 +31,7 @@ MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 64
 MAX_VALUES_PER_SECOND = 64 * 16_000  # 64 channels at 16 kHz, 10 at 96 kHz, 2 at 384 kHz
 MAX_VALUE = 1e6  # of full scale: beyond it, float32 overflows when a model squares and sums
-MAX_DECODE_SECONDS = 600.0
+MAX_DECODE_SECONDS = TrainConfig.max_decode_seconds
 MAX_CLAIMED_SECONDS = 7 * 86_400  # a header that says more is not believed
 MAX_KERNEL_VALUES = 20_000_000  # of the resampler, 80 MB
 BLOCK_VALUES = 2**18  # decoded at a time, over all channels
@@ -100,10 +101,13 @@ def decode(
 def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFile]:
     """A recording that can be resampled to `to_rate`, open to be read; what goes wrong within is BadAudio."""
     try:
-        with quiet_stderr, opened(audio) as content, soundfile.SoundFile(content) as file:
-            check_codec(file.format, file.subtype)
-            check_format(file.samplerate, file.channels, to_rate)
-            yield file
+        with opened(audio) as content:
+            with quiet_stderr:
+                file = soundfile.SoundFile(content)
+            with file:
+                check_codec(file.format, file.subtype)
+                check_format(file.samplerate, file.channels, to_rate)
+                yield file
     except FileNotFoundError:
         raise BadAudio("is not there") from None
     except NotRegular:
@@ -123,7 +127,8 @@ def blocks(file: soundfile.SoundFile, frames: int | None = None) -> Iterator[Wav
     remaining = math.inf if frames is None else frames
     while remaining > 0:
         wanted = int(min(BLOCK_VALUES // file.channels, remaining))
-        read = file.read(wanted, dtype="float32", always_2d=True)
+        with quiet_stderr:
+            read = file.read(wanted, dtype="float32", always_2d=True)
         if len(read):
             yield mono(read)
         if len(read) < wanted:  # the end: asking once more costs half as much as a short clip's decoding
@@ -156,8 +161,6 @@ def mono(samples: np.ndarray) -> Waveform:
         raise BadAudio("holds samples that are not finite")
     if low < -MAX_VALUE or high > MAX_VALUE:
         raise BadAudio(f"holds samples beyond {MAX_VALUE:g} times full scale")
-    if samples.ndim > 2:
-        raise BadAudio(f"has {samples.ndim} dimensions, not [samples] or [samples, channels]")
     return samples if samples.ndim == 1 else samples.mean(axis=1)
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +30,7 @@ from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, d
 from audiocls.data.clips import Clip
 from audiocls.data.measure import Measured, measure
 from audiocls.data.resampling import Waveform
-from audiocls.leftovers import lock, remove_abandoned
+from audiocls.leftovers import unfinished_folder
 from audiocls.storage import ODD
 
 FORMAT = 2  # raised when what is stored changes its meaning
@@ -42,7 +41,7 @@ THREAD_SECONDS = 0.002  # a clip that takes less is sooner decoded than handed t
 def cache_folder(cache_dir: str | None) -> Path:
     """The folder named, or audiocls/ in the user's cache folder."""
     if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+        return Path(os.path.expanduser(cache_dir))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "audiocls")
 
 
@@ -101,7 +100,6 @@ def decode_all(
     cache_dir: Path,
     *,
     max_decode_seconds: float = MAX_DECODE_SECONDS,
-    progress: bool = False,
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
     folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
@@ -114,9 +112,9 @@ def decode_all(
     may_recover = False
     results = decoded(clips, sampling_rate, max_samples, max_decode_seconds)
     # A stderr of the bar's own: while anything is decoded, descriptor 2 leads nowhere.
-    terminal = os.fdopen(os.dup(2), "w") if progress else contextlib.nullcontext(sys.stderr)
+    terminal = os.fdopen(os.dup(2), "w") if sys.stderr.isatty() else contextlib.nullcontext(sys.stderr)
     with CacheWriter(folder) as cache, terminal as file:
-        bar = tqdm(results, "decoding", len(clips), disable=not progress, leave=False, file=file)
+        bar = tqdm(results, "decoding", len(clips), disable=None, leave=False, file=file)
         for index, result in enumerate(bar):
             if isinstance(result, BadAudio):
                 errors[index] = str(result)
@@ -171,16 +169,14 @@ class CacheWriter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.leave = contextlib.ExitStack()
         self.unfinished: Path | None = None
         self.file: FileIO | None = None
 
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
-            remove_abandoned(self.folder.parent, "unfinished-")
-            self.unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=self.folder.parent))
-            lock(self.unfinished)
+            self.unfinished = self.leave.enter_context(unfinished_folder(self.folder))
             self.file = (self.unfinished / self.VALUES).open("wb", buffering=0)
         return self
 
@@ -209,8 +205,7 @@ class CacheWriter:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-        if self.unfinished is not None:
-            shutil.rmtree(self.unfinished, ignore_errors=True)
+        self.leave.close()
 
 
 def decoded(

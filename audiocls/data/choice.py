@@ -1,6 +1,5 @@
 """Which splits of which data sets a run trains on, is evaluated and tested on, and their labels."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from audiocls.errors import UserError, named
 
 @dataclass
 class Chosen:
-    """The clips of a run before they are heard; no evaluation where a part of train shall be taken."""
+    """The clips of a run before they are heard; no evaluation where a part of train is held out."""
 
     train: list[Clip]
     evaluation: list[Clip]
@@ -58,7 +57,7 @@ def split_named(source: Source, split: str, flag: str) -> list[Clip]:
 
 
 def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Clip]]:
-    """The split or set to evaluate on; no clips where a part of train shall be taken."""
+    """The split or set to evaluate on; no clips where a part of train is held out."""
     if config.eval_split:
         return config.eval_split, split_named(source, config.eval_split, "--eval-split")
     if config.eval_dataset:
@@ -89,11 +88,10 @@ def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
 def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
     if len(labels) < 2:
         raise UserError(
-            f"{name} has one class, {named(labels)}: classifying needs two at least. Of a manifest, is "
-            "--label-column the right one?"
+            f"{name} has one class, {named(labels)}: a classifier needs at least two. If it is a manifest, "
+            "is --label-column right?"
         )
-    unknown = Counter(clip.label for clip in others if clip.label not in set(labels))
-    if unknown:
+    if unknown := {clip.label for clip in others} - set(labels):
         raise UserError(
             f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
             f"It trains: {named(labels)}."

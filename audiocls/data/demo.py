@@ -71,10 +71,7 @@ def _clip(label: str, generator: np.random.Generator) -> npt.NDArray[np.int16]:
 
 
 def write_demo(folder: Path, seed: int = 0) -> None:
-    """Write `folder/<split>/<class>/<nn>.wav`, the same bytes on every run.
-
-    Clips that exist are written again: a second call repairs what an interrupted one left behind.
-    """
+    """Write `folder/<split>/<class>/<nn>.wav`, the same bytes on every run."""
     for split_index, (split, num_clips) in enumerate(CLIPS_PER_CLASS.items()):
         for label_index, label in enumerate(LABELS):
             (folder / split / label).mkdir(parents=True, exist_ok=True)

@@ -41,9 +41,11 @@ class Batch:
         return replace(self, inputs=inputs, labels=self.labels.pin_memory())
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`; from pinned memory the copy does not wait."""
-        inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
-        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=True))
+        """The batch on `device`; to a CUDA GPU, from pinned memory, the copy does not wait."""
+        # On Apple's GPU it must: the memory is freed before it is read (pytorch issue 189690).
+        ahead = device.type == "cuda"
+        inputs = {name: tensor.to(device, non_blocking=ahead) for name, tensor in self.inputs.items()}
+        return replace(self, inputs=inputs, labels=self.labels.to(device, non_blocking=ahead))
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,11 @@ class SpectrogramCollator:
 class FeatureCollator:
     """`input_values`, float16 [batch, channels, frames], of clips that have been through the encoder.
 
-    The `attention_mask` counts samples all the same: the model makes frames of it.
+    The `attention_mask`, as above, counts samples all the same: the model makes frames of it.
     """
 
     samples_of_frames: Callable[[int], int]
+    with_mask: bool = True
 
     def __call__(self, examples: list[Example]) -> Batch:
         longest = max(len(example.values) for example in examples)
@@ -145,13 +148,13 @@ class FeatureCollator:
         inputs = {"input_values": torch.from_numpy(input_values).transpose(1, 2)}
         samples = torch.tensor([self.samples_of_frames(len(example.values)) for example in examples])
         most, num_samples = self.samples_of_frames(longest), int(samples.sum())
-        if samples.min() < most:
+        if self.with_mask and samples.min() < most:
             inputs["attention_mask"] = mask_of(samples, most)
         return Batch(inputs, labels_of(examples), num_samples, most * len(examples) - num_samples)
 
 
 def length_edges(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
-    """At most so many lengths to pad to, as many clips between each two: int64 [clips] -> samples."""
+    """Up to `most` lengths to pad to, in samples: quantiles of the clips' lengths, int64 [clips]."""
     return tuple(
         sorted({int(np.quantile(num_samples, k / most, method="higher")) for k in range(1, most + 1)})
     )

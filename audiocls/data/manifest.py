@@ -36,7 +36,7 @@ def read_manifest(path: Path) -> list[Row]:
     for number, row in enumerate(rows, start=1):
         # csv puts cells beyond the header under None.
         if not isinstance(row, dict) or None in row or MISSING in row.values():
-            raise UserError(f"{path}: row {number} has not one cell for each column.")
+            raise UserError(f"{path}: row {number} does not have one cell for each column.")
         if any("\0" in cell for cell in row.values() if isinstance(cell, str)):
             raise UserError(f"{path}: row {number} holds a NUL.")
     return rows

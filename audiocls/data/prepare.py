@@ -40,8 +40,6 @@ def prepare_data(
     sampling_rate: int,
     min_samples: int,
     window_samples: int | None = None,
-    *,
-    progress: bool = False,
 ) -> RunData:
     """Load, decode, divide and label the clips that `config` names, at `sampling_rate`.
 
@@ -49,18 +47,13 @@ def prepare_data(
     beyond the `window_samples` that the model hears is not decoded.
     Raises InputsRefused where those are more than `max_bad_clips`, UserError where the data set does not fit.
     """
-    max_samples, heard = what_is_heard(config.max_seconds, sampling_rate, min_samples, window_samples)
+    max_samples, limit = what_is_heard(config.max_seconds, sampling_rate, min_samples, window_samples)
     cache_dir = cache_folder(config.cache_dir)
     chosen = choose_clips(config, cache_dir)
     labels, notes = chosen.labels, chosen.notes
     clips = [*chosen.train, *chosen.evaluation, *chosen.test]
     waveforms = decode_all(
-        clips,
-        sampling_rate,
-        max_samples,
-        cache_dir,
-        max_decode_seconds=config.max_decode_seconds,
-        progress=progress,
+        clips, sampling_rate, max_samples, cache_dir, max_decode_seconds=config.max_decode_seconds
     )
     good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
 
@@ -80,10 +73,11 @@ def prepare_data(
     if chosen.test and len(test_rows) == 0:
         raise UserError("None of the test clips can be used.")
 
-    if untrained := [label for label in labels if label not in {clips[row].label for row in train_rows}]:
+    has_clips = {clips[row].label for row in train_rows}
+    if untrained := [label for label in labels if label not in has_clips]:
         notes.append(f"no clip to train on for: {named(untrained)}")
     if max_samples is not None:
-        note_cut(waveforms, max_samples, heard, notes)
+        note_cut(waveforms, max_samples, limit, notes)
     if waveforms.cache is None:
         notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are heard")
     trained = {clips[row].audio.content() for row in train_rows}
@@ -165,14 +159,14 @@ def divide(
     return rows[train], rows[evaluation]
 
 
-def note_cut(waveforms: Waveforms, max_samples: int, heard: str, notes: list[str]) -> None:
-    """Say what is lost by what is `heard`: the clips it cuts, and the audio that is never heard."""
+def note_cut(waveforms: Waveforms, max_samples: int, limit: str, notes: list[str]) -> None:
+    """Say what the `limit` costs: the clips it cuts, and the audio that is never heard."""
     sampling_rate = waveforms.sampling_rate
     seconds = waveforms.seconds[waveforms.num_samples > 0]
     kept = np.minimum(seconds, max_samples / sampling_rate)
     cut = np.count_nonzero(seconds * sampling_rate >= max_samples + 1)
     if cut:
         notes.append(
-            f"{heard} cuts {cut / len(seconds):.0%} of the clips; "
+            f"{limit} cuts {cut / len(seconds):.0%} of the clips; "
             f"{1 - kept.sum() / seconds.sum():.0%} of the audio is never heard"
         )

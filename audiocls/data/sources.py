@@ -4,10 +4,8 @@ Nothing is decoded here. Every source gives the same thing: for each split a lis
 as text, and notes (a line each) about what was assumed or passed over.
 """
 
-import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +19,7 @@ from audiocls.data.demo import write_demo
 from audiocls.data.manifest import clip_files, note_repeated, read_manifest
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.hub import commit_of, loading
-from audiocls.leftovers import lock, remove_abandoned
+from audiocls.leftovers import unfinished_folder
 from audiocls.storage import failing_as
 
 SPLIT_FOLDERS = {
@@ -68,14 +66,14 @@ def load_source(
     Raises UserError where the name, a column or the layout is wrong, InputOutputFailed where a file or the
     Hub cannot be read.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name == "demo":
         return load_folder(name, demo_folder(cache_dir), columns)
     if path.suffix.lower() in MANIFEST_SUFFIXES:
         return load_manifest(name, path, columns)
-    if path.is_dir():
+    if os.path.isdir(path):
         return load_folder(name, path, columns)
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(
             f"{name} is a file, not a data set: give a folder or a .csv, .tsv or .jsonl manifest."
         )
@@ -96,7 +94,7 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
         split_of = {child: SPLIT_FOLDERS.get(child.name.lower(), child.name) for child in folders}
     else:
         split_of = {folder: "train"}
-    passed_over = sum(1 for child in folder.iterdir() if child.is_file())
+    passed_over = sum(child.is_file() for place in {folder, *split_of} for child in place.iterdir())
     for split_folder, split in split_of.items():
         for class_folder in visible_folders(split_folder):
             files, others = audio_files(class_folder)
@@ -116,14 +114,13 @@ def demo_folder(cache_dir: Path) -> Path:
     """The demo's files, written when they are first asked for: all of them or none."""
     folder = cache_dir / f"demo-{__version__}"
     if not folder.exists():
-        with failing_as(folder):
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(cache_dir, "unfinished-")
-            with tempfile.TemporaryDirectory(prefix="unfinished-", dir=cache_dir) as unfinished:
-                lock(Path(unfinished))
-                write_demo(Path(unfinished, "demo"))
-                with contextlib.suppress(FileExistsError):  # another process was first
-                    Path(unfinished, "demo").rename(folder)
+        with failing_as(folder), unfinished_folder(folder) as unfinished:
+            write_demo(unfinished)
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                if not folder.exists():  # else another process was first
+                    raise
     return folder
 
 

@@ -22,9 +22,12 @@ def stratified_split(labels: Sequence[str], eval_fraction: float, seed: int) -> 
     train: list[int] = []
     evaluation: list[int] = []
     undivided = []
-    for label, count in sorted(Counter(labels).items()):
-        members = generator.permutation([i for i, other in enumerate(labels) if other == label]).tolist()
-        num_eval = min(round(eval_fraction * count), count - 1)
+    members_of: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        members_of.setdefault(label, []).append(index)
+    for label, indices in sorted(members_of.items()):
+        members = generator.permutation(indices).tolist()
+        num_eval = min(round(eval_fraction * len(members)), len(members) - 1)
         if num_eval == 0:
             undivided.append(label)
         evaluation += members[:num_eval]

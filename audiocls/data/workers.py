@@ -67,7 +67,7 @@ def patient(batches: Iterator[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except RuntimeError as error:
-            if str(error).startswith("DataLoader worker"):  # torch found one dead
+            if str(error).startswith(("DataLoader worker", "Pin memory thread")):  # torch found one dead
                 raise WorkerLost("was killed") from None
             raise
         except (ConnectionError, EOFError):  # it is just ending

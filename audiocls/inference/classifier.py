@@ -1,5 +1,6 @@
 """Files or waveforms -> labels and scores, as the Hugging Face pipeline scores them."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from audiocls.data.batch_plan import in_batches
 from audiocls.data.loader import Example
 from audiocls.data.resampling import Waveform
 from audiocls.devices import autocast, pick_device, pick_precision
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import InputOutputFailed, UserError, out_of_memory_explained
 from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
-from audiocls.inference.windows import Together
+from audiocls.inference.windows import WindowScores
 from audiocls.model.backbone import load_for_inference
 from audiocls.model.fast import make_fast
 from audiocls.model.loaded import LoadedModel
@@ -25,6 +26,7 @@ from audiocls.storage import MANIFEST, damage, finish_swap
 
 POOL_BATCHES = 16  # batches' worth of pieces held at once, so that those of one length can meet
 POOL_SAMPLES = 2**24  # and no more audio than this: a quarter of an hour, 64 MB
+SMALLER_WORK = "--batch-size 1, --window 30 for long recordings, or --max-seconds"
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,12 @@ class Classifier:
             raise UserError(f"aggregate is {aggregate!r}: give one of {', '.join(AGGREGATES)}.")
         recordings = [inputs] if isinstance(inputs, Recording) else inputs
         pieces = (piece for recording in recordings for piece in pieces_of(recording, hearing))
-        together = Together(aggregate)
+        window_scores = WindowScores(aggregate)
         for pool in pools(pieces, 1 if batch_size == 1 else POOL_BATCHES * batch_size):
             waveforms = [piece.waveform for piece in pool if piece.waveform is not None]
             scored = self.scores(waveforms, batch_size)
             for piece in pool:
-                yield self.prediction(piece, scored, together, top_k)
+                yield self.prediction(piece, scored, window_scores, top_k)
 
     def hearing(
         self,
@@ -172,18 +174,18 @@ class Classifier:
         )
 
     def prediction(
-        self, piece: Piece, scored: Iterator[Tensor], together: Together, top_k: int
+        self, piece: Piece, scored: Iterator[Tensor], window_scores: WindowScores, top_k: int
     ) -> Prediction:
         """What comes of one piece, which takes the next of `scored` where it has a waveform."""
         scores, error, num_windows = None, piece.error, None
         if piece.waveform is not None:
             scores = next(scored)
         elif error is None:  # the end of a recording in windows
-            scores, num_windows = together.scores(), together.num_windows
+            scores, num_windows = window_scores.scores(), window_scores.num_windows
         if piece.start is None:
-            together.clear()
+            window_scores.clear()
         elif scores is not None:
-            together.add(scores)
+            window_scores.add(scores)
         if scores is not None and not scores.isfinite().all():
             error = "the model's scores are not finite"
         best = [] if scores is None or error is not None else self.best(scores, top_k)
@@ -199,7 +201,7 @@ class Classifier:
         for indices in alike.values():
             for batch_indices in in_batches(indices, batch_size):
                 batch = self.collate([Example(waveforms[index]) for index in batch_indices]).to(self.device)
-                with autocast(self.device, self.precision):
+                with out_of_memory_explained(SMALLER_WORK), autocast(self.device, self.precision):
                     output = self.model(**batch.inputs).logits.float().cpu()
                 logits |= zip(batch_indices, output, strict=True)
         return (self.as_scores(logits[index]) for index in range(len(waveforms)))
@@ -214,8 +216,9 @@ class Classifier:
                 return logits.softmax(dim=-1)
 
     def best(self, scores: Tensor, top_k: int) -> list[tuple[str, float]]:
+        id2label = self.model.config.id2label
         values, ids = scores.topk(min(top_k, len(scores)))
-        return [(self.labels[id], value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)]
+        return [(id2label[id], value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
 def pools(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
@@ -234,8 +237,8 @@ def pools(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
 
 def model_folder(name: str) -> str:
     """The folder that holds the model: `best/` of a run folder, verified; anything else as it is."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(name))
+    if not os.path.isdir(folder):
         return name
     finish_swap(folder / "best")
     if (folder / "best").is_dir():

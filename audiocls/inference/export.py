@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,13 @@ MAX_ONNX_BYTES = 2**31 - 2**24  # a protocol buffer's limit, with room for the g
 CHECKED_BATCHES = ((1.0, 0.7), (1.3,), (0.5, 0.5, 0.5), (0.45, 2.1, 0.8, 1.05))
 
 
+def check_packages(format: str) -> None:
+    """Raises UserError where writing this format needs packages that are not installed."""
+    lacking = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if format == "onnx" and lacking:
+        raise UserError(f"--export onnx needs more packages: pip install {' '.join(lacking)}")
+
+
 def export(classifier: Classifier, format: str, output: str) -> str:
     """Write `classifier` to the file `output`, as "onnx" or "torch"; returns a line about it.
 
@@ -44,11 +52,8 @@ def export(classifier: Classifier, format: str, output: str) -> str:
     complete_torch()
     batches = [inputs_of(classifier, seconds) for seconds in CHECKED_BATCHES]
     model = Logits(classifier.model).eval()
-    lacking = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if format == "onnx" and lacking:
-        raise UserError(f"--export onnx needs more packages: pip install {' '.join(lacking)}")
     write, open_file = (write_onnx, open_onnx) if format == "onnx" else (write_torch, open_torch)
-    with complete_path(Path(output).expanduser()) as unfinished, torch.no_grad():
+    with complete_path(Path(os.path.expanduser(output))) as unfinished, torch.no_grad():
         with cannot_export(classifier, format), quiet():
             write(model, batches[0], metadata_of(classifier), unfinished)
             run = open_file(unfinished)

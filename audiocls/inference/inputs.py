@@ -23,7 +23,7 @@ def expand(inputs: Sequence[str]) -> Iterable[str]:
 
 
 def files_of(name: str) -> list[str]:
-    if not Path(name).is_dir():
+    if not os.path.isdir(name):
         return [name]
     found, _ = audio_files(Path(name))
     if not found:

@@ -137,5 +137,5 @@ def results_file(output: str | None) -> Iterator[TextIO]:
             os.dup2(2, 1)
             yield stdout
         return
-    with complete_file(Path(output).expanduser()) as file:
+    with complete_file(Path(os.path.expanduser(output))) as file:
         yield file

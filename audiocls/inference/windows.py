@@ -54,7 +54,7 @@ def windows(
         yield end - length, held[-length:]
 
 
-class Together:
+class WindowScores:
     """A recording's scores out of its windows', which are not kept."""
 
     def __init__(self, aggregate: str) -> None:

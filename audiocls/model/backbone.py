@@ -1,6 +1,7 @@
 """Load a speech encoder with a classification head, and save it: every AutoModelForAudioClassification."""
 
 import contextlib
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -73,11 +74,12 @@ def open_backbone(name: str, revision: str | None = None, *, with_labels: bool =
             name, None, Wav2Vec2Config(**TINY), Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR)
         )
     commit = None
-    if not Path(name).is_dir():
+    name = os.path.expanduser(name)
+    if not os.path.isdir(name):
         if is_missing_path(name):
             raise UserError(f"There is no folder {name}.")
         commit = commit_of("model", name, revision)
-    with loading(f"The model {name}", is_local=Path(name).is_dir()):
+    with loading(f"The model {name}", is_local=os.path.isdir(name)):
         config = read_config(name, revision, with_labels=with_labels)
         feature_extractor = read_feature_extractor(name, revision, config)
     backbone = Backbone(name, revision, config, feature_extractor, commit)

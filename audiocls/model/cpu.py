@@ -125,20 +125,20 @@ class DroppedAttention(torch.autograd.Function):
             scores.masked_fill_(~mask, torch.finfo(scores.dtype).min)
         weights = scores.softmax(-1)
         kept = draw_kept(weights.shape, p)
-        heard = (weights * kept).mul_(1 / (1 - p)) @ value
-        ctx.save_for_backward(query, key, value, weights, kept, heard)
+        attended = (weights * kept).mul_(1 / (1 - p)) @ value
+        ctx.save_for_backward(query, key, value, weights, kept, attended)
         ctx.scale, ctx.p = scale, p
-        return heard
+        return attended
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, kept, heard = ctx.saved_tensors
+        query, key, value, weights, kept, attended = ctx.saved_tensors
         dropped = (weights * kept).mul_(1 / (1 - ctx.p))
         grad_value = dropped.mT @ grad
         grad_weights = torch.mul(grad @ value.mT, kept, out=dropped).mul_(1 / (1 - ctx.p))
-        # Softmax's own gradient; the sum over keys of gradient times weight is that of grad times heard.
-        grad_scores = grad_weights.sub_((grad * heard).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
+        # Softmax's own gradient; the sum over keys of gradient times weight is that of grad times output.
+        grad_scores = grad_weights.sub_((grad * attended).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale)
         return grad_scores @ key, grad_scores.mT @ query, grad_value, None, None, None
 
 
@@ -158,9 +158,9 @@ class FourierConv1d(nn.Conv1d):
         blocks = F.pad(input, (padding, num_blocks * hop + taps - 1 - padding - input.shape[-1]))
         blocks = torch.fft.rfft(blocks.unfold(-1, length, hop)).unflatten(1, (self.groups, -1))
         weight = torch.fft.rfft(self.weight, length).unflatten(0, (self.groups, -1))
-        # Of [batch, group, in or out, block, frequency]; the conjugates make it the correlation it is.
-        heard = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
-        output = torch.fft.irfft(heard, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
+        # Axes: batch, group, channel in or out, block, frequency. Conjugated, for Conv1d's cross-correlation.
+        spectrum = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
+        output = torch.fft.irfft(spectrum, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
         return output if self.bias is None else output + self.bias[:, None]
 
 

@@ -1,7 +1,8 @@
 """The same results, sooner: nothing in a model waits for the device, and a CPU has kernels of its own.
 
-transformers' models read back from the device which frames are masked, and whether an attention mask masks
-anything at all: the host then cannot run ahead of a GPU. What is here changes no parameter and no saved file.
+transformers' models ask the device which frames are masked and whether an attention mask masks anything at
+all, and copy a 1 there to mark where clips end: each time the host waits for a GPU, ahead of which it could
+run. What is here changes no parameter and no saved file.
 """
 
 from typing import Any
@@ -21,6 +22,8 @@ def make_fast(model: Any, device: torch.device) -> None:
     for module in model.modules():
         if hasattr(module, "_mask_hidden_states"):
             select_masked_frames(module)
+        if hasattr(module, "_get_feature_vector_attention_mask"):
+            compare_lengths(module)
     if device.type == "cpu":
         make_fast_on_cpu(model)
 
@@ -47,8 +50,8 @@ def use_own_attention(model: Any) -> None:
         if not is_ours:
             return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        heard = DroppedAttention.apply(query, key, value, attention_mask, scale, dropout)
-        return heard.transpose(1, 2).contiguous(), None
+        attended = DroppedAttention.apply(query, key, value, attention_mask, scale, dropout)
+        return attended.transpose(1, 2).contiguous(), None
 
     def mask(*sizes: int, attention_mask: Tensor | None = None, **options: Any) -> Tensor | None:
         """Of a batch with padding, without asking whether it has any."""
@@ -74,3 +77,14 @@ def select_masked_frames(encoder: Any) -> None:
         return torch.where(mask_time_indices[..., None], masked, hidden_states)
 
     encoder._mask_hidden_states = mask_hidden_states
+
+
+def compare_lengths(model: Any) -> None:
+    """Let the attention mask of frames be a comparison with each clip's length, not an index assignment."""
+    frames_of = model._get_feat_extract_output_lengths
+
+    def frames_mask(num_frames: int, attention_mask: Tensor, **options: Any) -> Tensor:
+        lengths = frames_of(attention_mask.sum(-1), **options)
+        return torch.arange(num_frames, device=attention_mask.device) < lengths[:, None]
+
+    model._get_feature_vector_attention_mask = frames_mask

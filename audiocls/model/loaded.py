@@ -77,11 +77,11 @@ class LoadedModel:
     def collator(self, edges: tuple[int, ...] = ()) -> Collator:
         """What makes batches for it; waveforms are padded to the next of `edges`, in samples."""
         backbone = self.backbone
-        if self.hears_features:
-            return FeatureCollator(backbone.samples_of_frames)
         if not backbone.takes_waveforms:
             return SpectrogramCollator(backbone.feature_extractor)
         with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
+        if self.hears_features:
+            return FeatureCollator(backbone.samples_of_frames, with_mask)
         return WaveformCollator(backbone.feature_extractor, with_mask, edges)
 
     def training_collator(self, seed: int, edges: tuple[int, ...] = ()) -> Collator:
@@ -92,6 +92,7 @@ class LoadedModel:
             return collate
         return SpecAugment(
             collate,
+            # A spectrogram's mask counts frames already.
             self.backbone.frames_of_samples if self.backbone.takes_waveforms else int,
             seed,
             config.mask_time_prob,

@@ -15,18 +15,18 @@ NOT_KEPT = set(
     "architectures chunk_size_feed_forward dtype id2label is_encoder_decoder label2id output_hidden_states "
     "problem_type return_dict transformers_version".split()
 )
-# What an architecture hears through, where that is not Wav2Vec2FeatureExtractor; the first is the default.
+# What an architecture hears through, where that is not Wav2Vec2FeatureExtractor.
 FEATURE_EXTRACTORS = {
-    "audio-spectrogram-transformer": ("ASTFeatureExtractor",),
-    "wav2vec2-bert": ("SeamlessM4TFeatureExtractor", "Wav2Vec2FeatureExtractor"),
-    "whisper": ("WhisperFeatureExtractor",),
+    "audio-spectrogram-transformer": "ASTFeatureExtractor",
+    "wav2vec2-bert": "SeamlessM4TFeatureExtractor",
+    "whisper": "WhisperFeatureExtractor",
 }
 
 
 def model_file(name: str, revision: str | None, filename: str) -> Path | None:
     """A file of the model, from its folder or the Hub; None where it has none of that name."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return hub_file(name, filename, revision)
     return folder / filename if os.path.lexists(folder / filename) else None
 
@@ -34,7 +34,7 @@ def model_file(name: str, revision: str | None, filename: str) -> Path | None:
 def missing(name: str, what: str) -> Exception:
     """What to raise where a model lacks a file: on the Hub that may mean that the Hub is out of reach."""
     lacks = f"{name} holds no {what}"
-    return UserError(f"{lacks}.") if Path(name).is_dir() else FileNotFoundError(lacks)
+    return UserError(f"{lacks}.") if os.path.isdir(name) else FileNotFoundError(lacks)
 
 
 def read_config(name: str, revision: str | None, *, with_labels: bool) -> Any:
@@ -69,11 +69,11 @@ def read_feature_extractor(name: str, revision: str | None, config: Any) -> Any:
     if path is None:
         raise missing(name, "preprocessor_config.json")
     values = read_json(path)
-    allowed = FEATURE_EXTRACTORS.get(config.model_type, ("Wav2Vec2FeatureExtractor",))
-    kind = values.get("feature_extractor_type", allowed[0])
-    if kind not in allowed:
-        raise UserError(f"{path}: a {config.model_type} hears through {' or '.join(allowed)}, not {kind!r}.")
-    extractor_class = getattr(transformers, kind)
+    expected = FEATURE_EXTRACTORS.get(config.model_type, "Wav2Vec2FeatureExtractor")
+    kind = values.get("feature_extractor_type", expected)
+    if kind != expected:
+        raise UserError(f"{path}: a {config.model_type} hears through {expected}, not {kind!r}.")
+    extractor_class = getattr(transformers, expected)
     defaults = {
         setting: parameter.default
         for setting, parameter in inspect.signature(extractor_class.__init__).parameters.items()

@@ -20,7 +20,7 @@ class SpecAugment:
     """A collator whose batches also hold `mask_time_indices`, bool [batch, frames]; True = masked."""
 
     collate: Collator
-    frames_of: Callable[[int], int]  # of as many samples, or whatever the attention mask counts
+    frames_of: Callable[[int], int]  # frames of so many samples, or of whatever the attention mask counts
     seed: int
     mask_prob: float  # the share of frames in masked spans, were there no overlaps
     mask_length: int  # frames of a span

@@ -25,6 +25,7 @@ FindFile = Callable[[str], Path | None]  # a file of the model by its name; None
 
 MOST_JSON_BYTES = 5 * 2**20
 MOST_LABELS = 100_000
+DEFAULT_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' own, where a config has none
 MOST_LIST_ITEMS = 1_000
 MOST_SHARDS = 1_000
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each also as shards, with an index of them
@@ -85,14 +86,12 @@ def known_fields(values: dict[str, Any], known: Iterable[str], path: Path) -> di
 
 def labels_in(config: dict[str, Any], path: Path) -> list[str]:
     """The labels of a fine-tuned model in the order of its outputs: `id2label`, one for each of 0, 1, 2..."""
-    id2label = config.get(
-        "id2label", {"0": "LABEL_0", "1": "LABEL_1"}
-    )  # what transformers takes its lack for
+    id2label = config.get("id2label", DEFAULT_LABELS)
     if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MOST_LABELS:
         raise UserError(f"{path}: id2label is not a map of 1 to {MOST_LABELS} labels.")
     labels = [label for id in range(len(id2label)) if isinstance(label := id2label.get(str(id)), str)]
     if len(labels) < len(id2label):
-        raise UserError(f"{path}: id2label has not one label, a text, for each of 0 to {len(id2label) - 1}.")
+        raise UserError(f"{path}: id2label must give one text for each of 0 to {len(id2label) - 1}.")
     if len(set(labels)) < len(labels):
         (twice, _), *_ = Counter(labels).most_common()
         raise UserError(f"{path}: id2label has the label {twice!r} twice.")

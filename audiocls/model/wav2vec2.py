@@ -169,8 +169,8 @@ class Layer(nn.Module):
             self.attention[name](hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        heard = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        return self.attention["out_proj"](heard.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.attention["out_proj"](attended.transpose(1, 2).flatten(2))
 
     def feed(self, hidden_states: Tensor) -> Tensor:
         hidden_states = self.feed_forward["intermediate_dense"](hidden_states)

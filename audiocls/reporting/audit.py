@@ -1,6 +1,7 @@
 """A data set in numbers: lengths, formats, silence, clipping, copies, balance, what was left out."""
 
 import dataclasses
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ MOSTLY_SILENT = 0.5
 QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 
-def audit_only(config: TrainConfig, *, progress: bool) -> None:
+def audit_only(config: TrainConfig) -> None:
     """What `--audit` does: prepare the data, say everything about it, write that as a page.
 
     Of the model only the sampling rate and the shortest clip count; where it is out of reach, tiny's do.
@@ -40,11 +41,11 @@ def audit_only(config: TrainConfig, *, progress: bool) -> None:
         backbone = open_backbone("tiny")
     lenient = dataclasses.replace(config, max_bad_clips=1.0)
     rate, shortest, window = backbone.sampling_rate, backbone.min_samples, backbone.max_samples
-    data = prepare_data(lenient, rate, shortest, window, progress=progress)
+    data = prepare_data(lenient, rate, shortest, window)
     found = audit(config.dataset, data)
     for line in full_lines(found):
         say(line)
-    folder = Path(config.output_dir or "runs").expanduser()
+    folder = Path(os.path.expanduser(config.output_dir or "runs"))
     path = folder / f"audit-{last_part(config.dataset)}.html"
     with failing_as(folder):
         folder.mkdir(parents=True, exist_ok=True)

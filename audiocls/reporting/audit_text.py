@@ -26,19 +26,27 @@ def summary_lines(audit: dict[str, Any]) -> list[str]:
 
 def full_lines(audit: dict[str, Any]) -> list[str]:
     """Everything the audit found, its clips by name."""
-    sizes = audit["classes"]["train"]
-    largest, smallest = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
     parts = ", ".join(f"{name} {part['clips']} clips" for name, part in audit["parts"].items())
     lines = [
         f"data: {audit['dataset']}: {parts}",
-        f"classes: {len(sizes)}, the largest {largest!r} with {sizes[largest]} clips to train on, the "
-        f"smallest {smallest!r} with {sizes[smallest]}; always guessing the largest is right in "
+        f"{classes_text(audit['classes']['train'])}; always guessing the largest is right in "
         f"{audit['largest_class_share']:.1%}",
         summary_lines(audit)[0],
     ]
     for key, words in FINDINGS.items():
         lines += [f"{audit[key]['count']} {words}", *listed(audit[key])]
     return [*lines, copies_text(audit["copies"]), *listed(copies_found(audit["copies"]))]
+
+
+def classes_text(sizes: dict[str, int]) -> str:
+    """How many classes there are, and the clips to train on of the largest and the smallest."""
+    largest, smallest = max(sizes, key=sizes.__getitem__), min(sizes, key=sizes.__getitem__)
+    if sizes[largest] == sizes[smallest]:
+        return f"classes: {len(sizes)}, each with {sizes[largest]} clips to train on"
+    return (
+        f"classes: {len(sizes)}, the largest {largest!r} with {sizes[largest]} clips to train on, "
+        f"the smallest {smallest!r} with {sizes[smallest]}"
+    )
 
 
 def copies_found(twins: dict[str, Any]) -> dict[str, Any]:

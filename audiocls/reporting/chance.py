@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from audiocls.config import TrainConfig
 
 FEWEST_STEPS = 10  # a shorter run was not meant to learn
@@ -13,13 +15,12 @@ MOSTLY = 0.9
 class ChanceAlarm:
     """After half of the steps or two epochs: what usually helps, if the model still guesses. Said once.
 
-    It guesses where the loss is about that of equal probabilities, ln(classes), and the accuracy about that
-    of always naming the most frequent label of the evaluation.
+    It guesses where the loss is about that of answering every clip with the classes' shares (their entropy:
+    ln(classes) where all are equal), and the accuracy about that of always naming the largest.
     """
 
     config: TrainConfig
-    num_labels: int
-    largest_share: float  # of the evaluation's clips in one class
+    shares: np.ndarray  # float64 [labels], of the evaluation's clips in each class
     has_feature_encoder: bool = True  # that could be frozen
     heard_share: float = 0.0  # of the training clips' audio
     rang: bool = False
@@ -29,15 +30,17 @@ class ChanceAlarm:
         few = self.config.max_steps is not None and self.config.max_steps < FEWEST_STEPS  # as one wished
         if self.rang or few or (progress < 0.5 and epoch < 2):
             return None
-        chance, clips = self.largest_share, scores["num_samples"]
+        chance, clips = self.shares.max(), scores["num_samples"]
+        there = self.shares[self.shares > 0]
+        entropy = -(there * np.log(there)).sum()
         luck = 2 * math.sqrt(chance * (1 - chance) / clips)  # two standard deviations
-        if scores["loss"] < 0.95 * math.log(self.num_labels) or scores["accuracy"] > chance + luck:
+        if scores["loss"] < 0.95 * entropy or scores["accuracy"] > chance + luck:
             return None
         self.rang = True
         return (
             f"note: the model still guesses: accuracy {scores['accuracy']:.1%} where always naming one label "
-            f"gives {chance:.1%}, loss {scores['loss']:.3f} where ln({self.num_labels}) is "
-            f"{math.log(self.num_labels):.3f}. What usually helps: {self.advice()}."
+            f"gives {chance:.1%}, loss {scores['loss']:.3f} where knowing only how frequent the labels are "
+            f"gives {entropy:.3f}. What usually helps: {self.advice()}."
         )
 
     def advice(self) -> str:

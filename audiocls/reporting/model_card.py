@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,7 @@ def front_matter(name: str, results: RunResults) -> str:
 
 def hub_name(name: str, run: dict[str, Any]) -> str | None:
     """`name` where it is one on the Hub, which then links to it; None for what is here, 'tiny' and 'demo'."""
-    is_local = Path(name).expanduser().exists() or name.lower().endswith(MANIFEST_SUFFIXES)
+    is_local = os.path.exists(os.path.expanduser(name)) or name.lower().endswith(MANIFEST_SUFFIXES)
     looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) is not None
     return name if name in run["hub_commits"] or (looks_so and not is_local) else None
 

@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from audiocls.devices import DTYPES, device_name
+from audiocls.devices import DTYPES, device_name, synchronize
 from audiocls.errors import InputOutputFailed
 from audiocls.storage import write_text
 
 WARM_UP_STEPS, TRACED_STEPS, TIMED_STEPS = 2, 3, 5
 # The phases of a step, in the loop's order, and those that are no part of one.
-STEP = ("data wait", "host to device", "forward", "backward", "optimizer", "logging")
+STEP = ("data wait", "host to device", "forward", "backward", "optimizer", "device wait", "logging")
 BESIDE_STEPS = ("evaluation", "save")
 
 
@@ -109,7 +110,8 @@ class StepProfiler:
             self.stop_tracing()
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-                self.phase.before_change = torch.cuda.synchronize
+            if self.device.type != "cpu":
+                self.phase.before_change = partial(synchronize, self.device)
         elif self.steps_seen == timed_from + TIMED_STEPS:
             return self.finish()
         return None
@@ -204,11 +206,6 @@ def matmul_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     return 2 * width**3 / min(seconds)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

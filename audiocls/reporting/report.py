@@ -6,6 +6,7 @@ It needs neither torch nor a model: everything in it is in the run folder.
 import base64
 import dataclasses
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -221,7 +222,7 @@ def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
 def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         raise UserError("Give one run folder: python -m audiocls.reporting.report RUN.")
-    print(write_report(Path(sys.argv[1]).expanduser()))
+    print(write_report(Path(os.path.expanduser(sys.argv[1]))))
     return OK
 
 

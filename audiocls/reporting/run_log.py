@@ -86,9 +86,7 @@ class RunLog:
         self.total_steps = total_steps
         if self.trackers:
             self.trackers.start(step)
-        self.bar = tqdm(
-            total=total_steps, initial=step, desc="training", unit="step", disable=not sys.stderr.isatty()
-        )
+        self.bar = tqdm(total=total_steps, initial=step, desc="training", unit="step", disable=None)
 
     def advance(self, step: StepFacts, window: Window, learning_rate: float) -> None:
         """One optimizer step is done: its figures go to the window, the bar and the profiler."""

@@ -3,17 +3,18 @@
 import dataclasses
 import shlex
 import sys
-from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from audiocls.config import TrainConfig
-from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.hub import files_to_push, push
 from audiocls.model.loaded import LoadedModel
+from audiocls.reporting.audit import class_sizes
+from audiocls.reporting.audit_text import classes_text
 from audiocls.reporting.chance import ChanceAlarm
 from audiocls.reporting.flops import training_flops
 from audiocls.reporting.profiling import StepProfiler
@@ -36,7 +37,7 @@ def say_start(
     say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
     if cache := data.train.decoded.cache:
         say(f"decoded audio: {cache.num_bytes / 1e6:.1f} MB in {cache.path.parent}")
-    say(f"classes: {len(data.labels)}, {class_sizes(data.train, data.labels)}")
+    say(classes_text(class_sizes(data.train, data.labels)))
     parameters = list(loaded.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     say(
@@ -56,12 +57,11 @@ def open_log(
     config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
 ) -> RunLog:
     """The run's log, with what `--profile` and `--log-to` ask for."""
-    sizes = Counter(data.evaluation.labels.tolist())
+    sizes = np.bincount(data.evaluation.labels, minlength=len(data.labels))
     decoded, rows = data.train.decoded, data.train.rows
     alarm = ChanceAlarm(
         config,
-        len(data.labels),
-        max(sizes.values()) / len(data.evaluation),
+        sizes / sizes.sum(),
         hasattr(loaded.model, "freeze_feature_encoder"),
         decoded.num_samples[rows].sum() / decoded.sampling_rate / decoded.seconds[rows].sum(),
     )
@@ -90,17 +90,6 @@ def say_push(best: Path, name: str, *, dry_run: bool) -> None:
             say(f"would upload to {name}: {file.name}, {file.stat().st_size:,} bytes")
         return
     say(f"uploaded to {push(best, name)}")
-
-
-def class_sizes(clips: ClipDataset, labels: list[str]) -> str:
-    sizes = Counter(clips.labels.tolist())
-    (most, most_clips), (least, least_clips) = sizes.most_common()[0], sizes.most_common()[-1]
-    if most_clips == least_clips:
-        return f"each with {most_clips} clips to train on"
-    return (
-        f"the largest {labels[most]!r} with {most_clips} clips to train on, "
-        f"the smallest {labels[least]!r} with {least_clips}"
-    )
 
 
 def say_end(

@@ -117,7 +117,7 @@ def export_best(run_folder: Path, step: int) -> None:
     """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`, unless they are."""
     best, folder = run_folder / "best", step_folder(run_folder, step)
     finish_swap(best)
-    if not is_whole(best, step):
+    if damage(best) is not None or not same_model(best, folder):
         with complete_folder(best, step=step) as unfinished:
             for name in manifest_of(folder)["files"]:
                 if name not in TRAINING_FILES:
@@ -182,6 +182,13 @@ def check_best(run_folder: Path, step: int | None, model: nn.Module) -> None:
     folders = (run_folder / "best", step_folder(run_folder, step or 0))
     if step is not None and not any(holds_model(folder, step, model) for folder in folders):
         raise ValueError(f"the best so far, {step_folder(run_folder, step).name}, is damaged or gone")
+
+
+def same_model(best: Path, folder: Path) -> bool:
+    """Whether best/ was made of this checkpoint: another one of the same step may have been damaged."""
+    of_best, of_folder = manifest_of(best), manifest_of(folder)
+    name = "model.safetensors"
+    return of_best["step"] == of_folder["step"] and of_best["files"][name] == of_folder["files"][name]
 
 
 def is_whole(folder: Path, step: int) -> bool:

@@ -36,7 +36,7 @@ class Features:
 
 
 def cache_features(
-    loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device, *, progress: bool = False
+    loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device
 ) -> tuple[LoadedModel, RunData]:
     """Model and data as before, but for clips that have been through the model's frozen encoder.
 
@@ -49,7 +49,9 @@ def cache_features(
     frames = np.zeros(len(waveforms.clips), np.int64)
     frames[rows] = [loaded.backbone.frames_of_samples(int(n)) for n in waveforms.num_samples[rows]]
     num_bytes = 2 * channels * int(frames.sum())
-    made_from = hashlib.sha256(frames.tobytes())  # of which clips can be used, too
+    extractor, config = loaded.backbone.feature_extractor, loaded.backbone.config
+    what_else = (extractor.do_normalize, extractor.padding_value, config.feat_extract_activation)
+    made_from = hashlib.sha256(repr(what_else).encode() + frames.tobytes())  # and of which clips can be used
     for tensor in encoder.state_dict().values():
         made_from.update(tensor.cpu().numpy().tobytes())
     key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
@@ -59,7 +61,7 @@ def cache_features(
         collate = loaded.collator()
         encoder.to(device)
         with CacheWriter(folder) as cache, torch.inference_mode():
-            for row in tqdm(rows, "encoding", disable=not progress, leave=False):
+            for row in tqdm(rows, "encoding", disable=None, leave=False):
                 input_values = collate([Example(waveforms[row])]).inputs["input_values"].to(device)
                 cache.write(encoder(input_values)[0].T.half().contiguous().cpu().numpy())
             cache.publish({"frames": frames.tolist()})
@@ -73,14 +75,14 @@ def cache_features(
     )
     let_through(encoder)
 
-    def heard(clips: ClipDataset) -> ClipDataset:
+    def with_features(clips: ClipDataset) -> ClipDataset:
         return dataclasses.replace(clips, waveforms=features)
 
     return dataclasses.replace(loaded, hears_features=True), dataclasses.replace(
         data,
-        train=heard(data.train),
-        evaluation=heard(data.evaluation),
-        test=heard(data.test) if data.test else None,
+        train=with_features(data.train),
+        evaluation=with_features(data.evaluation),
+        test=with_features(data.test) if data.test else None,
     )
 
 

@@ -48,10 +48,12 @@ def train(
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
     """
-    make_fast(loaded.model, device)
+    make_fast(loaded.model, device)  # the same results, sooner
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     if config.compile:
+        # Lengths, with and without padding, trained on and evaluated: 8 is torch's limit, then it gives up.
+        torch._dynamo.config.recompile_limit = 32
         model.compile()
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -76,25 +78,25 @@ def train(
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
     state.total_steps = plan.total_steps
     began = time.perf_counter() - state.wall_seconds
-    phase = log.phase  # names what the loop is doing, for --profile
-
-    def wall_seconds() -> float:
-        return time.perf_counter() - began
+    last_save = time.perf_counter()
+    phase = log.phase  # names what the loop is doing, for the bar and --profile
 
     def save(predictions: str | None = None) -> None:
-        state.wall_seconds = wall_seconds()
+        nonlocal last_save
+        last_save = time.perf_counter()
+        state.wall_seconds = last_save - began
         keep = config.save_total_limit
         save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
     def leave() -> NoReturn:
-        """After a signal: an unfinished step's gradient, or an evaluation's scores, are discarded."""
+        """What `next(batches)` does after a signal; an unfinished step or evaluation is discarded."""
         save()
         raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
 
     def evaluate_and_save() -> None:
         passes = plan.passes(state.epoch, state.step_in_epoch)
         phase("evaluation")
-        result = evaluate(model, eval_batches, device, precision)
+        result = evaluate(model, eval_batches, device, precision)  # leaves the model training
         is_best = is_better(result.scores, state.best_score, config.best_metric)
         if is_best:
             state.best_score = result.scores[config.best_metric]
@@ -108,24 +110,25 @@ def train(
         if is_best:
             export_best(run_folder, state.step)
 
-    remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
-    # Compiled is a length at a time: then batches have few.
+    # torch.compile specialises on the clips' length: then they are padded to a few lengths.
     edges = length_edges(data.train.num_samples) if config.compile else ()
-    collate = loaded.training_collator(config.seed, edges)
+    collate = loaded.training_collator(config.seed, edges)  # draws SpecAugment's masks, too
     workers = config.num_workers
+    # The batches of every step to come, which the loop below asks for one by one.
+    remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
     batches = iter(make_loader(data.train, remaining, collate, num_workers=workers, device=device, stop=stop))
     eval_batches = evaluation_loader(config, data.evaluation, loaded, device, stop)
 
     log.start(plan.total_steps, state.step, state.log_bytes)
-    stop.defer(leave)  # from here on a signal waits until a batch is asked for
+    stop.defer(leave)  # from here on a signal waits for the next batch, and then leaves
     if state.evaluation_is_due:  # a signal was in the middle of it
         evaluate_and_save()
 
     for epoch in range(state.epoch, plan.num_epochs):
-        for micro_batches in plan.steps(epoch)[state.step_in_epoch :]:
+        for micro_batches in plan.steps(epoch)[state.step_in_epoch :]:  # the last epoch ends with the plan
             num_clips = sum(map(len, micro_batches))
             learning_rate = scheduled_learning_rate(
-                state.steps_taken,
+                state.steps_taken,  # those that were not finite do not count
                 plan.total_steps,
                 config.warmup_ratio,
                 config.learning_rate,
@@ -133,13 +136,12 @@ def train(
             )
             set_learning_rate(optimizer, learning_rate)
             step_loss = torch.zeros((), device=device)
-            heard_samples = padding_samples = 0
+            audio_samples = padding_samples = 0
 
             for micro_batch in range(len(micro_batches)):
                 phase("data wait")
-                # The loader yields exactly these micro-batches, in this order; after a signal it leaves.
                 batch = next(batches)
-                heard_samples += batch.num_samples
+                audio_samples += batch.num_samples
                 padding_samples += batch.padding_samples
 
                 phase("host to device")
@@ -162,8 +164,9 @@ def train(
             phase("optimizer")
             scaler.unscale_(optimizer)
             grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-            # The step's one wait for the device.
+            phase("device wait")  # the step's only one
             loss_sum, norm = torch.stack([step_loss, grad_norm]).tolist()
+            phase("optimizer")
             if math.isfinite(loss_sum) and math.isfinite(norm):
                 scaler.step(optimizer)
                 state.steps_taken += 1
@@ -175,8 +178,8 @@ def train(
 
             state.step += 1
             state.step_in_epoch += 1
-            heard, padding = heard_samples / backbone.sampling_rate, padding_samples / backbone.sampling_rate
-            log.advance(StepFacts(loss_sum, num_clips, heard, padding), state.window, learning_rate)
+            audio, padding = audio_samples / backbone.sampling_rate, padding_samples / backbone.sampling_rate
+            log.advance(StepFacts(loss_sum, num_clips, audio, padding), state.window, learning_rate)
             phase("logging")
             if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
                 raise NumbersBroke(
@@ -195,9 +198,10 @@ def train(
             )
             if state.evaluation_is_due:
                 evaluate_and_save()
-            elif is_every(config.checkpoint_every, state.step, wall_seconds() - state.wall_seconds):
+            elif is_every(config.checkpoint_every, state.step, time.perf_counter() - last_save):
                 phase("save")
                 save()
+        # A checkpoint of its last step says so with step_in_epoch: then nothing of the epoch is left to do.
         state.epoch, state.step_in_epoch = epoch + 1, 0
     return state
 
@@ -252,7 +256,8 @@ def evaluation_loader(
     device: torch.device,
     stop: StopSignal | None = None,
 ) -> Loader:
-    """The clips in their order, padded no further than each batch needs."""
-    batches = in_batches(list(range(len(clips))), config.eval_batch_size)
+    """The clips in their order."""
+    batches = in_batches(list(range(len(clips))), config.eval_batch_size or int(config.batch_size))
+    collate = loaded.collator(length_edges(clips.num_samples) if config.compile else ())
     workers = config.num_workers
-    return make_loader(clips, batches, loaded.collator(), num_workers=workers, device=device, stop=stop)
+    return make_loader(clips, batches, collate, num_workers=workers, device=device, stop=stop)

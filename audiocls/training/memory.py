@@ -1,8 +1,7 @@
 """How many clips a GPU has room for: found by trying, and advised where it was too many."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
+import gc
 
 import torch
 from torch.nn import functional as F
@@ -10,7 +9,7 @@ from torch.nn import functional as F
 from audiocls.config import TrainConfig
 from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast, pick_precision
-from audiocls.errors import OutOfMemory, UserError
+from audiocls.errors import OutOfMemory, UserError, is_out_of_memory
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.run_log import say
 
@@ -41,22 +40,24 @@ def fits(
     size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
 ) -> bool:
     """Whether the GPU has room to train on the `size` longest clips at once. The model does not change."""
-    model = loaded.model.to(device).train()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     longest = (-clips.num_samples).argsort(kind="stable")[:size].tolist()
+    gc.collect()  # what the last trial left in its exception's frames
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    batch = None
+    model = loaded.model.to(device).train()
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
-        # What the optimizer will keep.
+        # What is there while a later micro-batch is computed: two moments, and the gradient so far.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        moments = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+        kept = [torch.zeros_like(parameter) for parameter in trained for _ in range(3)]
         batch = loaded.training_collator(config.seed)([clips[index] for index in longest]).to(device)
         with autocast(device, pick_precision(config.precision, device)):
             logits = model(**batch.inputs).logits
         F.cross_entropy(logits.float(), batch.labels).backward()
-        del moments, logits
-    except torch.OutOfMemoryError:
+        del kept
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
     finally:
         model.zero_grad()
@@ -64,19 +65,6 @@ def fits(
             buffer.copy_(before)
     total = torch.cuda.get_device_properties(device).total_memory
     return torch.cuda.max_memory_reserved(device) <= HIGHEST_SHARE * total
-
-
-@contextlib.contextmanager
-def out_of_memory_explained(config: TrainConfig) -> Iterator[None]:
-    """Where training runs out of memory, say in one line what to type for the same optimizer steps."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"Out of memory. Try {advice(config)}.") from error
-    except RuntimeError as error:
-        if "allocate memory" not in str(error):  # how a CPU says it
-            raise
-        raise OutOfMemory(f"Out of memory. Try {advice(config)}.") from error
 
 
 def advice(config: TrainConfig) -> str:
@@ -90,8 +78,5 @@ def advice(config: TrainConfig) -> str:
 
 
 def smaller_work(config: TrainConfig) -> str:
-    found = ["--batch-size 1"] if config.batch_size != 1 else []
-    found.append("a shorter --max-seconds")
-    if not config.freeze_feature_encoder:
-        found.append("--freeze-feature-encoder")
-    return ", ".join(found)
+    frozen = "" if config.freeze_feature_encoder else " or --freeze-feature-encoder"
+    return f"a shorter --max-seconds{frozen}"

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import platform
 import shutil
 import tempfile
@@ -38,7 +39,7 @@ def claim_run_folder(config: TrainConfig) -> Path:
     Raises UserError where a folder that was named holds a run already, InputOutputFailed where it cannot be
     written.
     """
-    folder = Path(config.output_dir).expanduser() if config.output_dir else default_folder(config)
+    folder = Path(os.path.expanduser(config.output_dir)) if config.output_dir else default_folder(config)
     if holds_run(folder) and not (config.resume or config.overwrite):
         raise UserError(f"{folder} holds a run already: give --resume, --overwrite or another --output-dir.")
     with failing_as(folder):
@@ -61,7 +62,7 @@ def default_folder(config: TrainConfig) -> Path:
         if not folder.exists():
             if config.resume or config.overwrite:
                 return newest
-            with contextlib.suppress(FileExistsError), failing_as(folder):  # another run may be first
+            with failing_as(folder), contextlib.suppress(FileExistsError):  # another run may be first
                 folder.mkdir(parents=True)
                 return folder
         newest, folder = folder, base.with_name(f"{base.name}-{number}")
@@ -75,7 +76,8 @@ def remove_if_empty(folder: Path) -> None:
 
 def last_part(name: str) -> str:
     """`minds14` of PolyAI/minds14, `birds` of data/birds.csv, `fsdd` of fsdd/train.csv."""
-    path = Path(name).expanduser().resolve() if Path(name).exists() else Path(name)
+    path = Path(os.path.expanduser(name))
+    path = path.resolve() if os.path.exists(path) else path
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         return path.name
     return path.parent.name if path.stem in ("train", "metadata") and path.parent.name else path.stem
