@@ -52,53 +52,71 @@ class TrainConfig:
 
     dataset: str = option(
         GUIDE_DATASET,
-        "Hub id, folder of class folders, .csv/.tsv/.jsonl manifest, or 'demo' (made on the spot)",
+        "Hub id, folder with a folder per class, .csv/.tsv/.jsonl manifest, or 'demo' (synthetic)",
         group=DATA,
     )
     dataset_config: str | None = option(
         None,
-        f"configuration of a Hub data set; for {GUIDE_DATASET}: {GUIDE_CONFIGS[GUIDE_DATASET]}",
+        f"configuration of a Hub data set (default for {GUIDE_DATASET}: {GUIDE_CONFIGS[GUIDE_DATASET]})",
         group=DATA,
     )
     dataset_revision: str | None = option(None, "branch, tag or commit of a Hub data set", group=DATA)
     train_split: str = option("train", "split to train on", group=DATA)
     eval_split: str | None = option(
-        None, "split to evaluate on; none: validation, else test, else a part of train", group=DATA
+        None, "split to evaluate on (default: validation, else test, else a fraction of train)", group=DATA
     )
-    eval_dataset: str | None = option(None, "evaluate on another data set, named as --dataset is", group=DATA)
+    eval_dataset: str | None = option(None, "evaluate on another data set, given like --dataset", group=DATA)
     eval_fraction: float = option(
-        0.2, "part of train to evaluate on where no split is given", group=DATA, above=0, maximum=0.9
+        0.2,
+        "fraction of train to hold out where there is no other split to evaluate on",
+        group=DATA,
+        above=0,
+        maximum=0.9,
     )
     test_split: str | None = option(
-        None, "split scored once, at the end; none: test, if it is not the evaluation's", group=DATA
+        None, "split to score once, at the end (default: test, unless it is evaluated on)", group=DATA
     )
     test_dataset: str | None = option(
-        None, "data set scored once, at the end, named as --dataset is", group=DATA
+        None, "data set to score once, at the end, given like --dataset", group=DATA
     )
     split_by: str = option(
         "random",
-        "how --eval-fraction divides: at random, each class alike, or no group on both sides",
+        "how to hold out --eval-fraction: at random, alike from each class, or whole groups (speakers)",
         group=DATA,
         choices=("random", "stratified", "group"),
     )
-    group_column: str | None = option(None, "column that names the group (speaker) of a clip", group=DATA)
+    group_column: str | None = option(
+        None, "column with each clip's group (speaker), for --split-by group", group=DATA
+    )
     audio_column: str | None = option(
-        None, "column of the audio; none: audio, as in the guide, or the one that obviously is", group=DATA
+        None, "column with the audio (default: audio, or the only obvious one)", group=DATA
     )
     label_column: str | None = option(
-        None, "column of the label; none: intent_class, as in the guide, or the obvious one", group=DATA
+        None, "column with the label (default: intent_class, or the only obvious one)", group=DATA
     )
     max_seconds: float | None = option(
-        1.0, "hear only the first seconds of a clip; none: all of it", group=DATA, above=0, maximum=86_400
+        1.0,
+        "use only the first seconds of each clip; 'none' for all of it",
+        group=DATA,
+        above=0,
+        maximum=86_400,
     )
     max_decode_seconds: float = option(
-        600.0, "refuse a recording of which more would be decoded", group=DATA, above=0, maximum=86_400
+        600.0,
+        "refuse recordings of which more than this would have to be decoded",
+        group=DATA,
+        above=0,
+        maximum=86_400,
     )
     max_bad_clips: float = option(
-        0.05, "end before training when more than this part does not decode", group=DATA, minimum=0, maximum=1
+        0.05,
+        "give up before training if a larger fraction of the clips is unusable",
+        group=DATA,
+        minimum=0,
+        maximum=1,
     )
     cache_dir: str | None = option(
-        None, "where decoded audio is kept; none: audiocls/ in the user's cache folder", group=DATA
+        None, "where decoded audio is cached (default: audiocls/ in the user's cache folder)", group=DATA
     )
 
     model: str = option(
@@ -108,20 +126,22 @@ class TrainConfig:
     )
     model_revision: str | None = option(None, "branch, tag or commit of a Hub model", group=MODEL)
     freeze_feature_encoder: bool = option(
-        False, "do not train the convolutional encoder (faster, less memory)", group=MODEL
+        False, "train all but the convolutional encoder (faster, less memory)", group=MODEL
     )
 
     cache_features: bool = option(
-        False, "with a frozen feature encoder: compute its output once, before training", group=MODEL
+        False,
+        "with --freeze-feature-encoder: compute the encoder's output once, before training",
+        group=MODEL,
     )
     padding_invariant: bool = option(
-        True, "a clip's result does not depend on its batch's padding, where the model allows it", group=MODEL
+        True, "pad as the guide does: a clip's result then depends on the padding beside it", group=MODEL
     )
 
     learning_rate: float = option(3e-5, "peak learning rate of AdamW", group=TRAINING, above=0)
     batch_size: int | str = option(
         32,
-        "clips in a micro-batch; 'auto': as many as the GPU has room for",
+        "clips in a micro-batch; 'auto' for as many as fit on the GPU",
         group=TRAINING,
         minimum=1,
         metavar="N",
@@ -130,92 +150,106 @@ class TrainConfig:
         4, "micro-batches in an optimizer step", group=TRAINING, minimum=1
     )
     global_batch_size: int | None = option(
-        None, "clips in an optimizer step; none: as many as the two make", group=TRAINING, minimum=1
+        None, "clips in an optimizer step; overrides --gradient-accumulation-steps", group=TRAINING, minimum=1
     )
     max_batch_seconds: float | None = option(
-        None, "bound a micro-batch's padded audio: its clips times its longest", group=TRAINING, above=0
+        None, "bound a micro-batch by its seconds of audio, padding included", group=TRAINING, above=0
     )
-    bucket: bool = option(True, "let clips of like length share a batch: less padding", group=TRAINING)
+    bucket: bool = option(
+        True, "mix clips of all lengths in a batch, as the guide does: more padding", group=TRAINING
+    )
     epochs: int = option(10, "passes over the training clips", group=TRAINING, minimum=1)
     max_steps: int | None = option(
-        None, "stop after this many optimizer steps; overrides --epochs", group=TRAINING, minimum=1
+        None, "stop after this many optimizer steps, whatever --epochs says", group=TRAINING, minimum=1
     )
     warmup_ratio: float = option(
-        0.1, "part of the steps over which the learning rate rises", group=TRAINING, minimum=0, maximum=1
+        0.1,
+        "fraction of the steps over which the learning rate rises from 0",
+        group=TRAINING,
+        minimum=0,
+        maximum=1,
     )
     lr_scheduler: str = option(
         "linear",
-        "how the learning rate falls after warm-up",
+        "what the learning rate does after warm-up",
         group=TRAINING,
         choices=("linear", "cosine", "constant"),
     )
-    weight_decay: float = option(0.0, "AdamW's, on matrices only", group=TRAINING, minimum=0)
-    max_grad_norm: float = option(1.0, "clip the gradient's norm; 0: do not", group=TRAINING, minimum=0)
+    weight_decay: float = option(
+        0.0, "weight decay of AdamW; biases and norms have none", group=TRAINING, minimum=0
+    )
+    max_grad_norm: float = option(
+        1.0, "clip the gradient to this norm; 0 for no clipping", group=TRAINING, minimum=0
+    )
     label_smoothing: float = option(
-        0.0, "of the training loss; evaluation has none", group=TRAINING, minimum=0, maximum=0.9
+        0.0, "label smoothing of the training loss", group=TRAINING, minimum=0, maximum=0.9
     )
 
     eval_batch_size: int | None = option(
-        None, "clips in a batch of the evaluation; none: --batch-size", group=EVALUATION, minimum=1
+        None, "clips in an evaluation batch (default: as --batch-size)", group=EVALUATION, minimum=1
     )
     eval_every: int | str = option(
         "epoch",
-        "'epoch', or a number of steps, between evaluations and saves",
+        "evaluate and save every N optimizer steps, or every 'epoch'",
         group=EVALUATION,
         minimum=1,
         metavar="N",
     )
     checkpoint_every: int | str | None = option(
         None,
-        "save besides each evaluation: after so many steps, or so much time, as 10m or 1h",
+        "save in between, too: every N optimizer steps, or by the clock (10m, 1h)",
         group=EVALUATION,
         minimum=1,
         metavar="N",
     )
     best_metric: str = option(
         "accuracy",
-        "what the best checkpoint is chosen by; of equals the first stays",
+        "what the best checkpoint is chosen by; ties keep the earlier one",
         group=EVALUATION,
         choices=("accuracy", "macro_f1", "loss"),
     )
     save_total_limit: int = option(
-        2, "checkpoints to keep, the best not counted", group=EVALUATION, minimum=2
+        2, "checkpoints to keep besides the best; at least 2", group=EVALUATION, minimum=2
     )
-    log_every: int = option(10, "steps between two lines", group=EVALUATION, minimum=1)
+    log_every: int = option(10, "write a train line every N optimizer steps", group=EVALUATION, minimum=1)
 
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group=MACHINE)
     precision: str = option(
         "auto",
-        "auto: bf16 on a GPU that has it in hardware, else fp32",
+        "auto is bf16 on a GPU that has it in hardware, else fp32",
         group=MACHINE,
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    compile: bool = option(
-        False, "torch.compile the model: pays on a GPU, in long runs; not on a CPU", group=MACHINE
-    )
+    compile: bool = option(False, "torch.compile the model: for long runs on a GPU", group=MACHINE)
     num_workers: int | None = option(
-        None, "processes that prepare batches; none: 2 on a GPU, 0 elsewhere", group=MACHINE, minimum=0
+        None, "processes that prepare batches (default: 2 for a GPU, else 0)", group=MACHINE, minimum=0
     )
 
-    output_dir: str | None = option(None, "run folder; none: runs/<data set>-<model>", group=RUN)
+    output_dir: str | None = option(
+        None, "run folder (default: runs/<data set>-<model>, then -2, -3, ...)", group=RUN
+    )
     overwrite: bool = option(
-        False, "replace the run in --output-dir, or the newest by default name", group=RUN
+        False,
+        "delete the run in --output-dir first (default: the newest of this data set and model)",
+        group=RUN,
     )
     profile: bool = option(
-        False, "record some steps into profile/, print where their time goes, and train on", group=RUN
+        False, "trace a few steps into profile/ and print where their time goes", group=RUN
     )
-    resume: bool = option(False, "continue the run in --output-dir, or the newest by default name", group=RUN)
-    seed: int = option(42, "of everything random", group=RUN, minimum=0, maximum=2**32 - 1)
+    resume: bool = option(
+        False, "continue the run in --output-dir (default: the newest of this data set and model)", group=RUN
+    )
+    seed: int = option(42, "random seed", group=RUN, minimum=0, maximum=2**32 - 1)
     audit: bool = option(
-        False, "only look at the data: print what is in it, write that as a page, and end", group=RUN
+        False, "only look at the data: print what is in it, write it as a page, and stop", group=RUN
     )
     log_to: str | None = option(
-        None, "trackers to log to as well, by comma: tensorboard, wandb", group=RUN, metavar="NAMES"
+        None, "also log to these, separated by commas: tensorboard, wandb", group=RUN, metavar="NAMES"
     )
     push_to_hub: str | None = option(
         None, "upload the best model with its card to this Hub repository at the end", group=RUN
     )
-    push_dry_run: bool = option(False, "only say what --push-to-hub would upload", group=RUN)
+    push_dry_run: bool = option(False, "with --push-to-hub: only list what would be uploaded", group=RUN)
 
     @property
     def trackers(self) -> list[str]:
@@ -275,25 +309,27 @@ class InferConfig:
     inputs: tuple[str, ...] = option(
         (), "audio files, folders of them, or - for a list of paths on standard input", positional="*"
     )
-    top_k: int = option(5, "labels to print for each file", minimum=1)
-    batch_size: int | None = option(None, "files classified at once; none: 1 on a CPU, else 8", minimum=1)
+    top_k: int = option(5, "labels to report for each file", minimum=1)
+    batch_size: int | None = option(None, "files classified at once (default: 1 on a CPU, else 8)", minimum=1)
     max_seconds: float | None = as_in_training(
-        "max_seconds", help="hear only the first seconds, as train.py does; none: all", group=""
+        "max_seconds",
+        help="use only the first seconds of each file, as training does (default: all of it)",
+        group="",
     )
     max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds, group="")
     device: str = as_in_training("device", TrainConfig.device, group="")
     precision: str = as_in_training(
         "precision",
         "fp32",
-        help="fp32 gives the pipeline's scores; auto: bf16 on a GPU that has it in hardware",
+        help="fp32 gives the pipeline's scores; auto is bf16 on a GPU that has it in hardware",
         group="",
     )
-    format: str = option("text", "of the results", choices=("text", "jsonl", "csv"))
-    output: str | None = option(None, "write the results to this file; none: standard output")
+    format: str = option("text", "output format", choices=("text", "jsonl", "csv"))
+    output: str | None = option(None, "write the results to this file (default: standard output)")
 
     window: float | None = option(
         None,
-        "classify windows of this many seconds, and each file as a whole by them",
+        "classify windows of this many seconds, and each file by combining its windows",
         group=WINDOWS,
         above=0,
         maximum=600,
@@ -301,30 +337,32 @@ class InferConfig:
     )
     hop: float | None = option(
         None,
-        "from one window's start to the next one's; none: --window",
+        "from one window's start to the next one's (default: --window)",
         group=WINDOWS,
         minimum=0.01,
         metavar="SECONDS",
     )
     aggregate: str = option(
         "mean",
-        "a file's score of its windows' scores; vote: the part of the windows whose best label it is",
+        "how windows are combined; vote is the fraction of the windows that a label wins",
         group=WINDOWS,
         choices=AGGREGATES,
     )
 
-    dataset: str | None = as_in_training("dataset")
+    dataset: str | None = as_in_training(
+        "dataset", help="classify and score a labelled data set, given as for train.py"
+    )
     dataset_config: str | None = as_in_training("dataset_config")
     dataset_revision: str | None = as_in_training("dataset_revision")
     eval_split: str | None = as_in_training(
-        "eval_split", help="split to classify and score; none: the only one, or else test"
+        "eval_split", help="split to classify and score (default: the only one, or else test)"
     )
     audio_column: str | None = as_in_training("audio_column")
     label_column: str | None = as_in_training("label_column")
 
     export: str | None = option(
         None,
-        "write the model to --output instead, for use without this package",
+        "write the model to --output instead, to be used without this package",
         group=EXPORT,
         choices=tuple(EXPORT_SUFFIXES),
     )

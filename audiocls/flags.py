@@ -29,11 +29,16 @@ KIND_NAMES = {
 
 def parse_train(argv: list[str]) -> TrainConfig:
     """train.py's flags, with defaults < recipe < `--config FILE` < flags. Raises UserError."""
-    parser = make_parser(TrainConfig, "train.py", "Fine-tune a speech encoder to classify audio.")
-    names = parser.add_argument_group("settings by name")
-    names.add_argument("--recipe", choices=tuple(RECIPES), help="named set of settings (default: guide)")
-    names.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
-    names.add_argument(
+    about = "Fine-tune a speech encoder to classify audio. The defaults are the Hugging Face guide's."
+    parser = make_parser(TrainConfig, "train.py [options]", about)
+    sets = parser.add_argument_group("sets of settings")
+    sets.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        help="scratch: a tiny model from random weights; demo: the same on synthetic data (default: guide)",
+    )
+    sets.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
+    sets.add_argument(
         "--config", metavar="FILE", help="settings from a .toml or .json file, or from a run's run.json"
     )
     flags = vars(parser.parse_args(argv))
@@ -50,18 +55,16 @@ def parse_train(argv: list[str]) -> TrainConfig:
 
 def parse_infer(argv: list[str]) -> InferConfig:
     """infer.py's flags. Raises UserError."""
-    parser = make_parser(InferConfig, "infer.py", "Classify audio files with a fine-tuned model.")
+    usage = "infer.py MODEL (INPUTS ... | --dataset NAME | --export FORMAT --output FILE) [options]"
+    parser = make_parser(InferConfig, usage, "Classify audio files with a fine-tuned model.")
     return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
 
 
-def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentParser:
+def make_parser(config: type, usage: str, description: str) -> argparse.ArgumentParser:
     """A parser whose result holds only what was typed, so that the layers below it keep their say."""
-    usage = (
-        f"{prog} {' '.join(f.name.upper() for f in dataclasses.fields(config) if f.metadata['positional'])}"
-    )
     parser = Parser(
-        prog=prog,
-        usage=f"{usage.rstrip()} [options]",
+        prog=usage.split(maxsplit=1)[0],
+        usage=usage,
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -72,8 +75,8 @@ def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentP
         if (group := about["group"]) not in groups:
             groups[group] = parser.add_argument_group(group)
         target = groups[group]
-        shown = "none" if field.default is None else field.default
-        help = (about["help"] + f" (default: {shown})").replace("%", "%%")
+        shown = "" if field.default is None or field.type is bool else f" (default: {field.default})"
+        help = (about["help"] + shown).replace("%", "%%")
         if about["positional"]:
             nargs = None if about["positional"] == "1" else about["positional"]
             optional = {"default": ()} if nargs == "*" else {}
@@ -81,7 +84,10 @@ def make_parser(config: type, prog: str, description: str) -> argparse.ArgumentP
                 field.name, nargs=nargs, metavar=field.name.upper(), help=about["help"], **optional
             )
         elif field.type is bool:
-            target.add_argument(flag_name(field.name), action=argparse.BooleanOptionalAction, help=help)
+            for value in (not field.default, field.default):  # the default, too: it wins over a file
+                flag = flag_name(field.name if value else f"no_{field.name}")
+                shown = help if value != field.default else argparse.SUPPRESS
+                target.add_argument(flag, dest=field.name, action="store_const", const=value, help=shown)
         else:
             metavar = about["metavar"] or (
                 "{" + ",".join(about["choices"]) + "}" if about["choices"] else None

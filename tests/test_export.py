@@ -16,7 +16,7 @@ from audiocls.data.loader import Example
 from audiocls.errors import UserError
 from audiocls.inference import export as export_module
 from audiocls.inference.classifier import Classifier
-from audiocls.inference.export import export
+from audiocls.inference.export import check_packages, export
 from audiocls.model.loaded import Backbone, LoadedModel
 from audiocls.model.padding import make_padding_invariant
 
@@ -129,9 +129,8 @@ def test_what_cannot_be_exported_is_one_line_that_names_the_other_format(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_onnx_without_its_packages_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_onnx_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install onnx onnxruntime onnxscript"):
-        export(classifier_of("whisper"), "onnx", str(tmp_path / "model.onnx"))
+        check_packages("onnx")
+    check_packages("torch")

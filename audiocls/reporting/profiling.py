@@ -19,7 +19,10 @@ from audiocls.storage import write_text
 
 WARM_UP_STEPS, TRACED_STEPS, TIMED_STEPS = 2, 3, 5
 # The phases of a step, in the loop's order, and those that are no part of one.
-STEP = ("data wait", "host to device", "forward", "backward", "optimizer", "device wait", "logging")
+STEP = (
+    *("data wait", "host to device", "forward", "backward"),
+    *("clipping", "device wait", "optimizer", "logging"),
+)
 BESIDE_STEPS = ("evaluation", "save")
 
 

@@ -161,7 +161,7 @@ def train(
                 scaler.scale(loss / num_clips).backward()
                 step_loss += loss.detach()
 
-            phase("optimizer")
+            phase("clipping")
             scaler.unscale_(optimizer)
             grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
             phase("device wait")  # the step's only one
