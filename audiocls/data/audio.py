@@ -94,7 +94,8 @@ def decode(
     # A header may promise more or less than the file holds.
     is_cut = num_frames == wanted and claimed <= MAX_CLAIMED_SECONDS * rate
     seconds = (max(claimed, num_frames) if is_cut else num_frames) / rate
-    return Decoded(np.concatenate(pieces)[:max_samples], seconds, rate, channels)
+    waveform = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return Decoded(waveform[:max_samples], seconds, rate, channels)
 
 
 @contextlib.contextmanager
@@ -161,7 +162,9 @@ def mono(samples: np.ndarray) -> Waveform:
         raise BadAudio("holds samples that are not finite")
     if low < -MAX_VALUE or high > MAX_VALUE:
         raise BadAudio(f"holds samples beyond {MAX_VALUE:g} times full scale")
-    return samples if samples.ndim == 1 else samples.mean(axis=1)
+    if samples.ndim == 2 and samples.shape[1] > 1:
+        return samples.mean(axis=1)
+    return samples.reshape(-1)
 
 
 def check_codec(container: str, codec: str) -> None:

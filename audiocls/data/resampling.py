@@ -50,7 +50,8 @@ def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Itera
             before = margin
         waiting, num_waiting = [rest], len(rest)
     if waiting:
-        yield resample(np.concatenate(waiting), from_rate, to_rate)[before * new_period :]
+        rest = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+        yield resample(rest, from_rate, to_rate)[before * new_period :]
 
 
 @functools.lru_cache(maxsize=32)
