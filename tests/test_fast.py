@@ -14,7 +14,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
 from audiocls.data.loader import Example
 from audiocls.model.backbone import load_for_training, open_backbone
-from audiocls.model.fast import make_fast
+from audiocls.model.fast import compile_parts, make_fast
 
 CPU = torch.device("cpu")
 
@@ -106,3 +106,31 @@ def test_nothing_in_a_micro_batch_waits_for_the_device(architecture: str, tmp_pa
     with NoIndexedCopies():
         logits = model(**batch.inputs).logits
         nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum").backward()
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # SEW-D's softmax, traced
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_compiled_parts_are_in_every_architecture_and_change_no_logits(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as tracing goes: what a compiler makes of the graphs is torch's."""
+    compiled: list[nn.Module] = []
+    compile_it = nn.Module.compile
+
+    def trace(module: nn.Module) -> None:
+        compiled.append(module)
+        compile_it(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    save_backbone(architecture, tmp_path)
+    loaded = load_for_training(open_backbone(str(tmp_path)), ["a", "b"], seed=0)
+    model = loaded.model.eval()
+    clips = [Example(np.random.default_rng(n).standard_normal(n).astype(np.float32)) for n in (16_000, 9_000)]
+    inputs = loaded.collator()(clips).inputs
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=8):  # put back afterwards
+        expected = model(**inputs).logits
+        compile_parts(model)
+        torch.testing.assert_close(model(**inputs).logits, expected)
+    assert len(compiled) >= loaded.backbone.config.num_hidden_layers

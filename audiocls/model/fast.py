@@ -28,6 +28,22 @@ def make_fast(model: Any, device: torch.device) -> None:
         make_fast_on_cpu(model)
 
 
+def compile_parts(model: Any) -> None:
+    """torch.compile each convolution and each transformer layer by itself.
+
+    Layers share what is compiled, and LayerDrop, which would break a graph of all of them, stays outside: the
+    whole model takes several times as long to compile.
+    """
+    from torch._dynamo import config
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # For each length, with and without a mask, training and evaluating; beyond 8, torch would give up.
+    config.recompile_limit = 64
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.compile()
+
+
 def use_own_attention(model: Any) -> None:
     """Give a transformers model, which asks for attention and its mask by name, ours."""
     from transformers import AttentionInterface, AttentionMaskInterface

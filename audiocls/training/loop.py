@@ -16,7 +16,7 @@ from audiocls.data.loader import ClipDataset, Loader, length_edges, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
-from audiocls.model.fast import make_fast
+from audiocls.model.fast import compile_parts, make_fast
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
@@ -52,9 +52,7 @@ def train(
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     if config.compile:
-        # Lengths, with and without padding, trained on and evaluated: 8 is torch's limit, then it gives up.
-        torch._dynamo.config.recompile_limit = 32
-        model.compile()
+        compile_parts(model)
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     plan = BatchPlan(
