@@ -24,7 +24,7 @@ def main() -> int:
         return OK
 
     from audiocls.inference.inputs import expand
-    from audiocls.inference.output import results_file, with_progress, write_predictions
+    from audiocls.inference.output import results_file, unlike_training, with_progress, write_predictions
 
     clips = None
     if config.dataset:
@@ -34,6 +34,8 @@ def main() -> int:
     inputs: Iterable = expand(config.inputs) if clips is None else clips
     total = len(inputs) if isinstance(inputs, list) else None
     classifier = Classifier.from_pretrained(config.model, device=config.device, precision=config.precision)
+    if note := unlike_training(config):
+        print(note, file=sys.stderr)
     predictions = classifier.stream(
         inputs,
         top_k=config.top_k,

@@ -72,8 +72,8 @@ def test_the_file_gives_the_model_s_logits_for_any_batch_and_length(
         inputs = classifier.collate([Example(clip) for clip in clips]).inputs
         with torch.inference_mode():
             expected = classifier.model(**inputs).logits
-        if getattr(classifier.collate, "with_mask", False) and "attention_mask" not in inputs:
-            inputs["attention_mask"] = torch.ones(inputs["input_values"].shape, dtype=torch.int64)
+        if getattr(classifier.collate, "with_mask", False):
+            inputs["attention_mask"] = inputs.get("attention_mask", torch.ones(len(clips), lengths[0])).long()
         difference = (run(path, inputs) - expected).abs().max() / expected.std()
         assert difference < 1e-4
 

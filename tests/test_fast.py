@@ -108,9 +108,8 @@ def test_nothing_in_a_micro_batch_waits_for_the_device(architecture: str, tmp_pa
         nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum").backward()
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*should not be instantiated:DeprecationWarning"
-)  # SEW-D's softmax, traced
+# The warning is of SEW-D's softmax, when it is traced.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_compiled_parts_are_in_every_architecture_and_change_no_logits(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

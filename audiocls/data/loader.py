@@ -95,7 +95,7 @@ Collator = Callable[[list[Example]], Batch]
 class WaveformCollator:
     """`input_values`, float32 [batch, samples], padded on the right as the feature extractor says.
 
-    Where `with_mask` says so and something is padded, an `attention_mask`, int64 [batch, samples]; 1 = real.
+    Where `with_mask` says so and something is padded: `attention_mask`, bool [batch, samples], True = real.
     """
 
     feature_extractor: Any
@@ -161,10 +161,10 @@ def length_edges(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
 
 
 def mask_of(lengths: Tensor, longest: int) -> Tensor:
-    """int64 [batch, longest], 1 up to each length; filled by rows, much faster than by comparison."""
-    mask = np.zeros((len(lengths), longest), np.int64)
+    """bool [batch, longest], True up to each length; filled by rows, much faster than by comparison."""
+    mask = np.zeros((len(lengths), longest), bool)
     for row, length in enumerate(lengths.tolist()):
-        mask[row, :length] = 1
+        mask[row, :length] = True
     return torch.from_numpy(mask)
 
 

@@ -197,14 +197,15 @@ class Classifier:
         alike: dict[int, list[int]] = {}
         for index in sorted(range(len(waveforms)), key=lambda index: len(waveforms[index])):
             alike.setdefault(0 if self.padding_invariant else len(waveforms[index]), []).append(index)
-        logits: dict[int, Tensor] = {}
+        logits: dict[int, Tensor] = {}  # on the device until all are there
         for indices in alike.values():
             for batch_indices in in_batches(indices, batch_size):
                 batch = self.collate([Example(waveforms[index]) for index in batch_indices]).to(self.device)
                 with out_of_memory_explained(SMALLER_WORK), autocast(self.device, self.precision):
-                    output = self.model(**batch.inputs).logits.float().cpu()
+                    output = self.model(**batch.inputs).logits.float()
                 logits |= zip(batch_indices, output, strict=True)
-        return (self.as_scores(logits[index]) for index in range(len(waveforms)))
+        in_order = [logits[index] for index in range(len(waveforms))]
+        return iter(self.as_scores(torch.stack(in_order).cpu()) if in_order else ())
 
     def as_scores(self, logits: Tensor) -> Tensor:
         match self.model.config.problem_type:

@@ -116,9 +116,9 @@ def inputs_of(classifier: Classifier, clip_seconds: tuple[float, ...]) -> Inputs
         noise = generator.standard_normal(len(time))
         clips.append((0.3 * tone + 0.05 * (number + 1) * noise).astype(np.float32))
     inputs = classifier.collate([Example(clip) for clip in clips]).inputs
-    takes_mask = getattr(classifier.collate, "with_mask", False)
-    if takes_mask and "attention_mask" not in inputs:
-        inputs["attention_mask"] = torch.ones(inputs["input_values"].shape, dtype=torch.int64)
+    if getattr(classifier.collate, "with_mask", False):
+        mask = inputs.get("attention_mask", torch.ones(inputs["input_values"].shape))
+        inputs["attention_mask"] = mask.long()  # as feature extractors make it
     return inputs
 
 

@@ -45,7 +45,7 @@ class Wav2Vec2(nn.Module):
         self.classifier = nn.Linear(config.classifier_proj_size, len(config.id2label))
 
     def forward(self, input_values: Tensor, attention_mask: Tensor | None = None) -> Output:
-        """float32 [batch, samples] and, where some are padding, int64 [batch, samples] -> logits."""
+        """float32 [batch, samples] and, where some are padding, a mask [batch, samples] -> logits."""
         is_real = None if attention_mask is None else self.real_frames(attention_mask)
         layers = self.wav2vec2(input_values, is_real)
         hidden_states = layers[-1]
@@ -61,7 +61,7 @@ class Wav2Vec2(nn.Module):
         return Output(self.classifier(pooled))
 
     def real_frames(self, attention_mask: Tensor) -> Tensor:
-        """int64 [batch, samples] -> bool [batch, frames]."""
+        """[batch, samples], bool or 0 and 1, -> bool [batch, frames]."""
         num_frames, longest = attention_mask.sum(-1), attention_mask.shape[1]
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             num_frames, longest = (num_frames - kernel) // stride + 1, (longest - kernel) // stride + 1

@@ -146,7 +146,7 @@ def train(
                 batch = batch.to(device)
 
                 phase("forward")
-                seed_everything(config.seed, state.step, micro_batch)
+                seed_everything(config.seed, state.step, micro_batch, device)
                 with autocast(device, precision):
                     logits = model(**batch.inputs).logits
                 # float32: a bf16 cross-entropy loses digits. The sum is divided by the step's true number of
