@@ -70,7 +70,7 @@ def one_second(folder: Path, model: Path, rounds: int) -> list[Row]:
 
 
 def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
-    """(b) Both frozen, (c) with cached features, (d) ours frozen and theirs not, and (e) peak memory.
+    """(b) Both frozen, (c) ours with cached features, (d) as b and (d') as c, theirs not frozen; (e) memory.
 
     A pair after the other: two sides with batches of 8 such clips hold 18 GB between them; with an encoder
     that is not frozen it is more, and batches are of 6.
@@ -80,7 +80,8 @@ def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
     pairs: dict[str, tuple[int, tuple, tuple]] = {
         "b  frozen, 1-10 s": (8, ours, (*theirs, *FROZEN)),
         "c  frozen, cached": (8, (*ours, "--cache-features"), (*theirs, *FROZEN)),
-        "d  ours frozen, theirs not": (6, ours, theirs),
+        "d  as b, theirs not frozen": (6, ours, theirs),
+        "d' as c, theirs not frozen": (6, (*ours, "--cache-features"), theirs),
     }
     lengths = clip_lengths(num_clips, 1, 10)
     clips = write_clips(folder / "ragged", lengths, [SAMPLING_RATE])
@@ -89,7 +90,7 @@ def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
         shared = ("--model", model, "--dataset", clips, "--batch-size", batch_size)
         shared += ("--gradient-accumulation-steps", 1)
         sides = {
-            side: (f"{side}.py", *shared, *one, "--output-dir", folder / "runs" / f"{name[0]} {side}")
+            side: (f"{side}.py", *shared, *one, "--output-dir", folder / "runs" / f"{name[:2]} {side}")
             for side, one in zip(("ours", "theirs"), flags, strict=True)
         }
         steps = num_clips // batch_size
@@ -97,7 +98,7 @@ def ragged(folder: Path, model: Path, num_clips: int, rounds: int) -> list[Row]:
         speed = {side: [sum(lengths) / one for one in many] for side, many in seconds.items()}
         memory = {side: [one["peak_bytes"] / 2**30] for side, one in last.items()}
         rows.append(Row(name, "audio s/s", speed["ours"], speed["theirs"], True))
-        rows.append(Row(f"e  peak memory of {name[0]}", "GiB", memory["ours"], memory["theirs"]))
+        rows.append(Row(f"e  peak memory of {name[:2]}", "GiB", memory["ours"], memory["theirs"]))
     return rows
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from audiocls.config import InferConfig
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Prediction
 from audiocls.inference.inputs import expand, paths_from
-from audiocls.inference.output import results_file, write_predictions
+from audiocls.inference.output import results_file, unlike_training, write_predictions
 
 PREDICTIONS = [
     Prediction("a b.wav", [("up", 0.75), ("down", 0.25)]),
@@ -177,3 +178,16 @@ def test_a_list_of_paths_is_split_at_newlines_or_nuls(listed: bytes, expected: l
             return super().read1(piece)
 
     assert list(paths_from(Pipe(listed))) == expected
+
+
+def test_hearing_more_than_training_did_is_noted(tmp_path: Path) -> None:
+    def note(run: object, **options: float) -> str | None:
+        (tmp_path / "run.json").write_text(json.dumps(run))
+        return unlike_training(InferConfig(model=str(tmp_path), **options))
+
+    run = {"config": {"max_seconds": 1.0}}
+    assert "--max-seconds 1" in (note(run) or "")
+    assert note(run, max_seconds=1.0) is note(run, window=1.0) is None
+    for other in ({"config": {"max_seconds": None}}, {"config": {"max_seconds": "1"}}, {}, []):
+        assert note(other) is None
+    assert unlike_training(InferConfig(model=str(tmp_path / "nothing"))) is None

@@ -93,7 +93,9 @@ def test_infer_goes_on_after_a_refused_file_and_ends_with_3(run: Path, workplace
     assert done.returncode == 3
     assert done.stdout.splitlines()[0].startswith("broken.wav: refused")
     assert len(done.stdout.splitlines()) == 7  # that, the file, five labels
-    assert done.stderr == "1 of 2 inputs were refused\n"
+    note, refused = done.stderr.splitlines()
+    assert note.startswith("note: ") and "--max-seconds 1" in note
+    assert refused == "1 of 2 inputs were refused"
 
 
 def test_a_named_folder_that_holds_a_run_is_refused_unless_resumed_or_overwritten(
