@@ -94,13 +94,14 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
         split_of = {child: SPLIT_FOLDERS.get(child.name.lower(), child.name) for child in folders}
     else:
         split_of = {folder: "train"}
-    passed_over = sum(child.is_file() for place in {folder, *split_of} for child in place.iterdir())
+    passed_over = 0
     for split_folder, split in split_of.items():
         for class_folder in visible_folders(split_folder):
             files, others = audio_files(class_folder)
             clips = [Clip(str(file), FileAudio(file), class_folder.name) for file in files]
             source.splits.setdefault(split, []).extend(clips)
             passed_over += others
+    passed_over += sum(child.is_file() for place in {folder, *split_of} for child in place.iterdir())
     if passed_over:
         source.notes.append(
             f"{name}: {passed_over} files are passed over: hidden, not audio, or in no class folder"

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from audiocls.config import InferConfig
-from audiocls.errors import one_line
+from audiocls.errors import UserError, one_line
 from audiocls.inference.classifier import Prediction
-from audiocls.storage import ODD, complete_file
+from audiocls.model.trust import read_json
+from audiocls.storage import complete_file
 
 
 def unlike_training(config: InferConfig) -> str | None:
     """A note where whole files are heard by a run's model that was trained on their beginning."""
     try:
-        run = json.loads(Path(os.path.expanduser(config.model), "run.json").read_text(encoding="utf-8"))
-        trained = run["config"]["max_seconds"]
-    except ODD:  # not a run's folder
+        trained = read_json(Path(os.path.expanduser(config.model), "run.json"))["config"]["max_seconds"]
+    except (UserError, LookupError, TypeError):  # not a run's folder
         return None
-    if config.max_seconds is not None or config.window is not None or not isinstance(trained, int | float):
+    if config.max_seconds is not None or config.window is not None or not isinstance(trained, float):
         return None
     return (
         f"note: trained on the first {trained:g} s of clips, hears whole files: see --max-seconds {trained:g}"

@@ -1,11 +1,8 @@
 """A labelled data set classified: how often the model is right."""
 
-import contextlib
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +15,6 @@ from audiocls.data.sources import Columns, load_source
 from audiocls.errors import UserError, named, one_line
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import accuracy, macro_f1
-from audiocls.storage import ODD
 
 
 def labelled_clips(config: InferConfig) -> list[Clip]:
@@ -31,15 +27,6 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
         revision=config.dataset_revision,
         cache_dir=cache_folder(None),
     )
-    with contextlib.suppress(*ODD):  # it need not be a run folder
-        heard = json.loads(Path(config.model, "run.json").read_text(encoding="utf-8"))["config"][
-            "max_seconds"
-        ]
-        if heard is not None and config.max_seconds is None:
-            print(
-                f"note: the run heard {heard:g} s of each clip: --max-seconds {heard:g} scores it as it was",
-                file=sys.stderr,
-            )
     for note in source.notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
     if config.eval_split is not None:
