@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 Spoil = Callable[[Path], None]  # makes a clean model folder hostile
 REFUSED, CLEAN, EITHER = "refused", "clean", "either"
-MAY_OPEN = ("config.json", "preprocessor_config.json", "manifest.json")
+MAY_OPEN = ("config.json", "preprocessor_config.json", "manifest.json", "run.json")
 WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 EVIL = "import pathlib; pathlib.Path({canary!r}).touch()\n"
@@ -177,25 +177,27 @@ def code() -> Iterator[tuple[str, str, Spoil]]:
 
 def jsons() -> Iterator[tuple[str, str, Spoil]]:
     deep = b"[" * 200_000 + b"]" * 200_000
-    for name in ("config.json", "preprocessor_config.json"):
-        yield f"{name}: deep", REFUSED, written(name, b'{"model_type": ' + deep + b"}")
-        yield f"{name}: a list", REFUSED, written(name, b"[]")
-        yield f"{name}: not UTF-8", REFUSED, written(name, b"\xff\xfe{}")
-        yield f"{name}: 30 MB", REFUSED, written(name, b'{"a": "' + b"x" * 30_000_000 + b'"}')
-        yield f"{name}: empty", REFUSED, written(name, b"")
-        yield f"{name}: a number of 10,000 digits", REFUSED, written(name, b'{"a": ' + b"9" * 10_000 + b"}")
+    # run.json is only asked what training heard: an odd one is no run's.
+    files = {"config.json": REFUSED, "preprocessor_config.json": REFUSED, "run.json": CLEAN}
+    for name, expected in files.items():
+        yield f"{name}: deep", expected, written(name, b'{"model_type": ' + deep + b"}")
+        yield f"{name}: a list", expected, written(name, b"[]")
+        yield f"{name}: not UTF-8", expected, written(name, b"\xff\xfe{}")
+        yield f"{name}: 30 MB", expected, written(name, b'{"a": "' + b"x" * 30_000_000 + b'"}')
+        yield f"{name}: empty", expected, written(name, b"")
+        yield f"{name}: a number of 10,000 digits", expected, written(name, b'{"a": ' + b"9" * 10_000 + b"}")
 
         def fifo(folder: Path, name: str = name) -> None:
-            (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
             os.mkfifo(folder / name)
 
-        yield f"{name}: a pipe", REFUSED, fifo
+        yield f"{name}: a pipe", expected, fifo
 
         def device(folder: Path, name: str = name) -> None:
-            (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to("/dev/zero")
 
-        yield f"{name}: /dev/zero", REFUSED, device
+        yield f"{name}: /dev/zero", expected, device
     yield "model_type of a path", REFUSED, config(model_type="../evil")
     yield "model_type with escapes", REFUSED, config(model_type="\x1b[2J\nevil\u202e")
     yield "model_type a list", REFUSED, config(model_type=["wav2vec2"])
