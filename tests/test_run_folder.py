@@ -20,7 +20,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.splits import fingerprint
 from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
 from audiocls.leftovers import lock, remove_abandoned
-from audiocls.storage import complete_file, complete_folder, damage, finish_swap, write_text
+from audiocls.storage import complete_file, complete_folder, damage, finish_swap, manifest_of, write_text
 from audiocls.training.checkpoint import check_room, export_best, step_folder
 from audiocls.training.run_folder import claim_run_folder, default_folder, last_part, remove_run
 
@@ -265,3 +265,6 @@ def test_best_is_made_anew_where_it_is_of_another_checkpoint_of_that_step(tmp_pa
             (unfinished / "predictions.jsonl").write_text("{}\n")
         export_best(tmp_path, 3)
         assert load_file(tmp_path / "best" / "model.safetensors")["weight"] == weight
+    (tmp_path / "best" / "manifest.json").write_text('{"step": 3, "files": {}}')  # edited: it says nothing
+    export_best(tmp_path, 3)
+    assert "model.safetensors" in manifest_of(tmp_path / "best")["files"]

@@ -36,6 +36,7 @@ from audiocls.storage import (
 )
 from audiocls.training.verified import check_weights, checked, read_checkpoint
 
+WEIGHTS = "model.safetensors"
 TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
 
 
@@ -187,19 +188,20 @@ def check_best(run_folder: Path, step: int | None, model: nn.Module) -> None:
 def same_model(best: Path, folder: Path) -> bool:
     """Whether best/ was made of this checkpoint: another one of the same step may have been damaged."""
     of_best, of_folder = manifest_of(best), manifest_of(folder)
-    name = "model.safetensors"
-    return of_best["step"] == of_folder["step"] and of_best["files"][name] == of_folder["files"][name]
+    same_step = of_best.get("step") == of_folder["step"]
+    return same_step and of_best["files"].get(WEIGHTS) == of_folder["files"][WEIGHTS]
 
 
 def is_whole(folder: Path, step: int) -> bool:
-    """Whether a folder is what its manifest says, and of that step."""
-    return manifest_of(folder).get("step") == step and damage(folder) is None
+    """Whether a folder is what its manifest says, of that step, its weights among it."""
+    manifest = manifest_of(folder)
+    return manifest.get("step") == step and damage(folder) is None and WEIGHTS in manifest["files"]
 
 
 def holds_model(folder: Path, step: int, model: nn.Module) -> bool:
     """Whether a folder is whole, and holds finite weights of such a model."""
     try:
-        check_weights(load_file(folder / "model.safetensors"), model)
+        check_weights(load_file(folder / WEIGHTS), model)
     except ODD:
         return False
     return is_whole(folder, step)
