@@ -55,7 +55,7 @@ def main() -> int:
         refused = write_predictions(
             predictions,
             config.format,
-            config.top_k,
+            min(config.top_k, len(classifier.labels)),
             file,
             windows=config.window is not None,
             true_labels=config.dataset is not None,

@@ -81,12 +81,13 @@ class TrainConfig:
     )
     split_by: str = option(
         "random",
-        "how to hold out --eval-fraction: at random, alike from each class, or whole groups (speakers)",
+        "how to hold out --eval-fraction: at random, alike from each class, or whole groups (speakers); "
+        "the latter two hold it out also where there is another split",
         group=DATA,
         choices=("random", "stratified", "group"),
     )
     group_column: str | None = option(
-        None, "column with each clip's group (speaker), for --split-by group", group=DATA
+        None, "column with each clip's group (speaker): says who is trained and evaluated on", group=DATA
     )
     audio_column: str | None = option(
         None, "column with the audio (default: audio, or the only obvious one)", group=DATA
@@ -266,8 +267,13 @@ class TrainConfig:
         found = []
         if self.batch_size != "auto" and not isinstance(self.batch_size, int):
             found.append(f"--batch-size is {self.batch_size!r}: give 'auto' or a number of clips.")
-        if (self.split_by == "group") != (self.group_column is not None):
-            found.append("--split-by group divides by --group-column, the speaker's column: give both.")
+        if self.split_by == "group" and self.group_column is None:
+            found.append("--split-by group divides by a column: name it with --group-column.")
+        if self.split_by != "random" and (self.eval_split or self.eval_dataset):
+            found.append(
+                f"--split-by {self.split_by} holds out a part of train to evaluate on: leave it out, or "
+                "--eval-split and --eval-dataset."
+            )
         if self.cache_features and not self.freeze_feature_encoder:
             found.append(
                 "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."
@@ -383,6 +389,8 @@ class InferConfig:
             )
         if self.hop is not None and self.window is None:
             found.append("--hop says how far apart windows are: add --window SECONDS.")
+        if self.aggregate != InferConfig.aggregate and self.window is None:
+            found.append("--aggregate says how windows are combined: add --window SECONDS.")
         return found + device_problems(self.device)
 
 

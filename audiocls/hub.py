@@ -137,7 +137,8 @@ def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
         if constants.HF_HUB_OFFLINE and not is_local:
             why = _no_answer[0] if _no_answer else "HF_HUB_OFFLINE is set"
             raise InputOutputFailed(
-                f"{what} is not in the local cache, and {constants.ENDPOINT} could not be reached ({why}). "
+                f"{what} is no folder here and not in the local cache, and {constants.ENDPOINT} could not be "
+                f"reached ({why}). "
                 "Give a local folder; train.py --demo and --recipe scratch need no network."
             ) from error
         raise InputOutputFailed(f"{what} could not be loaded: {first_line(error)}") from error

@@ -187,7 +187,9 @@ def test_hearing_more_than_training_did_is_noted(tmp_path: Path) -> None:
 
     run = {"config": {"max_seconds": 1.0}}
     assert "--max-seconds 1" in (note(run) or "")
-    assert note(run, max_seconds=1.0) is note(run, window=1.0) is None
+    assert note(run, max_seconds=1.0) is note(run, window=1.0) is note(run, window=0.5) is None
+    assert "windows of 5 s" in (note(run, window=5.0) or "") and note(run, max_seconds=5.0) is not None
+    assert "--max-seconds 1" in (unlike_training(InferConfig(model=str(tmp_path / "best"))) or "")
     for other in ({"config": {"max_seconds": None}}, {"config": {"max_seconds": "1"}}, {}, []):
         assert note(other) is None
     assert unlike_training(InferConfig(model=str(tmp_path / "nothing"))) is None

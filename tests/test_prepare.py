@@ -372,3 +372,28 @@ def test_split_folders_may_be_capitalised(tmp_path: Path) -> None:
         write_class_folders(tmp_path / "sounds" / split, {"cat": 3, "dog": 3})
     data = prepare(config_for(tmp_path / "sounds"))
     assert (data.labels, data.eval_name) == (["cat", "dog"], "test")
+
+
+def test_groups_are_kept_apart_though_the_manifest_has_splits_and_shared_ones_are_named(
+    tmp_path: Path,
+) -> None:
+    rows = []
+    for index in range(12):
+        write_wav(tmp_path / f"{index}.wav", seed=index)
+        split = "test" if index >= 9 else "train"
+        rows.append((f"{index}.wav", "ab"[index % 2], split, f"speaker{index % 3}"))
+    manifest = write_table(tmp_path / "clips.csv", ("path", "label", "split", "speaker"), rows)
+    grouped = prepare(config_for(manifest, group_column="speaker", split_by="group", eval_fraction=0.3))
+    speakers = [{clip.group for clip in part.clips} for part in (grouped.train, grouped.evaluation)]
+    assert not speakers[0] & speakers[1]
+    assert f"held out by speaker: {min(speakers[1])}" in grouped.notes
+    assert grouped.test is not None and len(grouped.test) == 3
+    assert any("2 of the test clips are of a speaker trained on" in note for note in grouped.notes)
+    plain = prepare(config_for(manifest, group_column="speaker"))
+    assert any("3 of the evaluation clips are of a speaker trained on" in note for note in plain.notes)
+
+
+def test_a_label_for_each_clip_is_a_wrong_column(tmp_path: Path) -> None:
+    rows = [(str(write_wav(tmp_path / f"{index}.wav", seed=index)), f"label{index}") for index in range(12)]
+    with pytest.raises(UserError, match="--label-column right"):
+        prepare(config_for(write_table(tmp_path / "clips.csv", ("path", "label"), rows)))

@@ -8,6 +8,8 @@ from audiocls.data.clips import Clip
 from audiocls.data.sources import Columns, Source, label_order, load_source
 from audiocls.errors import UserError, named
 
+MOST_LONELY = 10  # classes of one clip each that may be meant
+
 
 @dataclass
 class Chosen:
@@ -39,7 +41,7 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     eval_name, evaluation = choose_evaluation(config, eval_source)
     test = choose_test(config, test_source, eval_name if eval_source is source else None)
     labels = source.label_names or label_order(clip.label for clip in train)
-    check_labels(source.name, labels, [*evaluation, *test])
+    check_labels(source.name, labels, train, [*evaluation, *test])
     sources = {one.name: one for one in (source, eval_source, test_source)}.values()
     notes = [note for one in sources for note in one.notes]
     commits = {one.name: one.commit for one in sources if one.commit is not None}
@@ -62,7 +64,7 @@ def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Cl
         return config.eval_split, split_named(source, config.eval_split, "--eval-split")
     if config.eval_dataset:
         return config.eval_dataset, only_split(source, "validation", "--eval-split")
-    for split in ("validation", "test"):
+    for split in ("validation", "test") if config.split_by == "random" else ():
         if split in source.splits and split not in (config.train_split, config.test_split):
             return split, split_named(source, split, "--eval-split")
     return f"held out of {config.train_split}", []
@@ -85,12 +87,14 @@ def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
     return split_named(source, only, flag)
 
 
-def check_labels(name: str, labels: list[str], others: list[Clip]) -> None:
+def check_labels(name: str, labels: list[str], train: list[Clip], others: list[Clip]) -> None:
     if len(labels) < 2:
         raise UserError(
             f"{name} has one class, {named(labels)}: a classifier needs at least two. If it is a manifest, "
             "is --label-column right?"
         )
+    if len(train) == len({clip.label for clip in train}) > MOST_LONELY:
+        raise UserError(f"{name}: each clip has a label of its own. Is --label-column right?")
     if unknown := {clip.label for clip in others} - set(labels):
         raise UserError(
             f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "

@@ -86,6 +86,9 @@ def prepare_data(
             flatter = f"trained on too: their scores flatter the model ({named(twice, 3)})"
             notes.append(f"{len(twice)} of the {what} clips are {flatter}")
 
+    if config.group_column:
+        note_shared_groups(config.group_column, clips, train_rows, eval_rows, test_rows, notes)
+
     number = {label: id for id, label in enumerate(labels)}
     label_ids = np.array([number[clip.label] for clip in clips])
     train, evaluation, test = (
@@ -154,9 +157,27 @@ def divide(
                 f"--group-column {config.group_column} holds one group: there is nothing to divide by."
             )
         train, evaluation = group_split(groups, config.eval_fraction, config.seed)
+        held_out = sorted({groups[index] for index in evaluation})
+        notes.append(f"held out by {config.group_column}: {named(held_out)}")
     else:
         train, evaluation = random_split(len(clips), config.eval_fraction, config.seed)
     return rows[train], rows[evaluation]
+
+
+def note_shared_groups(
+    column: str,
+    clips: list[Clip],
+    train_rows: np.ndarray,
+    eval_rows: np.ndarray,
+    test_rows: np.ndarray,
+    notes: list[str],
+) -> None:
+    """Say which clips are scored whose group (a speaker) is trained on."""
+    trained = {clips[row].group for row in train_rows} - {None}
+    for rows, what in ((eval_rows, "evaluation"), (test_rows, "test")):
+        if shared := [clips[row].group for row in rows if clips[row].group in trained]:
+            of = named(sorted({str(group) for group in shared}), 3)
+            notes.append(f"{len(shared)} of the {what} clips are of a {column} trained on too: {of}")
 
 
 def note_cut(waveforms: Waveforms, max_samples: int, limit: str, notes: list[str]) -> None:

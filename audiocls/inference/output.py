@@ -4,6 +4,7 @@ import base64
 import contextlib
 import csv
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -18,13 +19,18 @@ from audiocls.storage import complete_file
 
 
 def unlike_training(config: InferConfig) -> str | None:
-    """A note where whole files are heard by a run's model that was trained on their beginning."""
+    """A note where more is heard at once than a run's model was trained on, the beginning of clips."""
+    folder = Path(os.path.expanduser(config.model)).absolute()
+    run = folder.parent if folder.name == "best" else folder
     try:
-        trained = read_json(Path(os.path.expanduser(config.model), "run.json"))["config"]["max_seconds"]
+        trained = read_json(run / "run.json")["config"]["max_seconds"]
     except (UserError, LookupError, TypeError):  # not a run's folder
         return None
-    if config.max_seconds is not None or config.window is not None or not isinstance(trained, float):
+    heard = config.window or config.max_seconds or math.inf
+    if not isinstance(trained, float) or heard <= trained:
         return None
+    if config.window is not None:
+        return f"note: trained on the first {trained:g} s of clips, hears windows of {heard:g} s"
     return (
         f"note: trained on the first {trained:g} s of clips, hears whole files: see --max-seconds {trained:g}"
     )

@@ -24,6 +24,7 @@ Audit = dict[str, Any]  # plain JSON: kept in the run folder as audit.json
 
 MOST_NAMED = 20  # clips named of each kind; all are counted
 MOSTLY_SILENT = 0.5
+MANY_SILENT = 0.1  # of the clips: then it is probably not they that are wrong
 QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 
@@ -59,6 +60,9 @@ def keep_audit(run_folder: Path, name: str, data: RunData) -> None:
     write_json(run_folder / "audit.json", found)
     for line in summary_lines(found):
         say(line)
+    num_clips = sum(part["clips"] for part in found["parts"].values())
+    if (silent := found["silent"]["count"]) > MANY_SILENT * num_clips:
+        say(f"note: {silent} of {num_clips} clips are silent as far as they are heard: see --max-seconds")
 
 
 def audit(name: str, data: RunData) -> Audit:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from audiocls.data.quiet import quiet_stderr
 from audiocls.devices import DTYPES, device_name, synchronize
 from audiocls.errors import InputOutputFailed
 from audiocls.storage import write_text
@@ -107,7 +108,8 @@ class StepProfiler:
             if self.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
             self.profile = profile(activities=activities)
-            self.profile.start()
+            with quiet_stderr:  # its own words, of no use here
+                self.profile.start()
             self.phase.is_traced = True
         elif self.steps_seen == timed_from:
             self.stop_tracing()
@@ -123,7 +125,8 @@ class StepProfiler:
         if self.profile is None:
             return
         self.phase.is_traced = False
-        self.profile.stop()
+        with quiet_stderr:
+            self.profile.stop()
         try:
             self.folder.mkdir(exist_ok=True)
             self.profile.export_chrome_trace(str(self.folder / "trace.json.gz"))

@@ -97,6 +97,9 @@ def say_end(
 ) -> None:
     """How good the best model is, where it lies, and what to type to use it."""
     say(f"best: {config.best_metric} {state.best_score:.4f} on {data.eval_name} at step {state.best_step}")
+    largest = np.bincount(data.evaluation.labels).max() / len(data.evaluation)
+    if config.best_metric == "accuracy" and (state.best_score or 0.0) <= largest:
+        say(f"note: that is no better than always naming one label, which is right in {largest:.4f}")
     if test is not None:
         say(f"test: accuracy {test.accuracy:.4f}, macro_f1 {test.macro_f1:.4f} on {test.num_samples} clips")
     example = data.evaluation.paths[0]

@@ -140,11 +140,12 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
             for name, new in run["config"].items()
             if name not in MAY_CHANGE and old_config.get(name) != new
         ]
-        changes += [
-            f"{name}: {before[name]} -> {run[name]}"
-            for name in ("precision", "label2id", "split_fingerprint")
-            if before[name] != run[name]
-        ]
+        others = {
+            "precision": "precision",
+            "label2id": "labels",
+            "split_fingerprint": "clips, or their order",
+        }
+        changes += [f"other {what}" for name, what in others.items() if before[name] != run[name]]
     except ODD as error:
         raise InputOutputFailed(f"{folder / 'run.json'} cannot be read: {error}. Is it a run's?") from None
     if changes:
