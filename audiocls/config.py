@@ -223,7 +223,11 @@ class TrainConfig:
     )
     compile: bool = option(False, "torch.compile the model: for long runs on a GPU", group=MACHINE)
     num_workers: int | None = option(
-        None, "processes that prepare batches (default: 2 for a GPU, else 0)", group=MACHINE, minimum=0
+        None,
+        "processes that prepare batches (default: 2 for a GPU, else 0)",
+        group=MACHINE,
+        minimum=0,
+        maximum=256,
     )
 
     output_dir: str | None = option(
@@ -315,7 +319,7 @@ class InferConfig:
     inputs: tuple[str, ...] = option(
         (), "audio files, folders of them, or - for a list of paths on standard input", positional="*"
     )
-    top_k: int = option(5, "labels to report for each file", minimum=1)
+    top_k: int = option(5, "labels to report for each file", minimum=1, maximum=100_000)
     batch_size: int | None = option(None, "files classified at once (default: 1 on a CPU, else 8)", minimum=1)
     max_seconds: float | None = as_in_training(
         "max_seconds",
@@ -433,6 +437,6 @@ def seconds_of(time: str) -> float:
 
 
 def device_problems(device: str) -> list[str]:
-    if device in ("auto", "cpu", "cuda", "mps") or (device[:5] == "cuda:" and device[5:].isdecimal()):
+    if device in ("auto", "cpu", "cuda", "mps") or re.fullmatch("cuda:[0-9]{1,3}", device):
         return []
     return [f"--device is {device!r}: give auto, cpu, cuda, cuda:N or mps."]

@@ -54,6 +54,7 @@ class Stopped(BaseException):
 
 def exit_code_of(main: Callable[[], int]) -> int:
     """Run `main` and return the process's exit code, a UserError printed as one line on stderr."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no name or label fails to be printed
@@ -76,6 +77,16 @@ def exit_code_of(main: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return INPUT_OUTPUT_FAILED
+
+
+def open_standard_streams() -> None:
+    """Give a process that was started without some of them (`2>&-`) ones that lead nowhere."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(descriptor, mode))
 
 
 @contextlib.contextmanager

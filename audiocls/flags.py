@@ -18,6 +18,7 @@ from audiocls.errors import InputOutputFailed, UserError
 
 Config = TypeVar("Config", TrainConfig, InferConfig)
 
+MOST = 2**31 - 1  # of a whole number of anything
 KIND_NAMES = {
     int: "a whole number",
     float: "a number",
@@ -154,6 +155,8 @@ def check(field: dataclasses.Field, value: Any) -> Any:
         )
     if value == "":
         raise ValueError(f"{flag_name(field.name)} is empty: give a name.")
+    if isinstance(value, str) and not is_plain(value):
+        raise ValueError(f"{flag_name(field.name)} is {value!r}, which no name can be.")
     if about["choices"] and value not in about["choices"]:
         raise ValueError(f"{flag_name(field.name)} is {value!r}: give one of {', '.join(about['choices'])}.")
     if isinstance(value, int | float):
@@ -164,9 +167,18 @@ def check(field: dataclasses.Field, value: Any) -> Any:
             raise ValueError(f"{flag_name(field.name)} is {value}: give a number above {above}.")
         if low is not None and value < low:
             raise ValueError(f"{flag_name(field.name)} is {value}: {low} is the least.")
+        high = MOST if high is None and isinstance(value, int) else high
         if high is not None and value > high:
             raise ValueError(f"{flag_name(field.name)} is {value}: {high} is the most.")
     return value
+
+
+def is_plain(text: str) -> bool:
+    """Whether a file or a repository can have such a name."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def flag_name(name: str) -> str:

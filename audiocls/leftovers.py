@@ -41,9 +41,12 @@ def unfinished_folder(place: Path) -> Iterator[Path]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place.parent, "unfinished-")
-    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place.parent))
+    while True:
+        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place.parent))
+        with contextlib.suppress(FileNotFoundError):  # another process has taken it for abandoned
+            if lock(unfinished):
+                break
     try:
-        lock(unfinished)
         yield unfinished
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -40,9 +40,8 @@ def complete_file(path: Path) -> Iterator[TextIO]:
 
     What is no regular file (a device, a pipe) is written to as it is. Raises InputOutputFailed.
     """
-    path = path.resolve()  # a link stays one
     with failing_as(path):
-        if path.exists() and not path.is_file():
+        if os.path.exists(path) and not path.is_file():
             with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 yield file
             return
@@ -56,7 +55,7 @@ def complete_file(path: Path) -> Iterator[TextIO]:
 @contextlib.contextmanager
 def complete_path(path: Path) -> Iterator[Path]:
     """A place beside `path` to write a file at: it becomes `path` when the block ends well, or is gone."""
-    path = path.resolve()  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays one
     unfinished = path.with_name(f".{path.name}.unfinished")
     with failing_as(path):
         try:

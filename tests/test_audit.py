@@ -124,3 +124,21 @@ def test_audit_only_looks(flawed: Path, tmp_path: Path) -> None:
 def test_a_class_without_clips_is_the_smallest() -> None:
     assert classes_text({"dog": 5, "cat": 5}) == "classes: 2, each with 5 clips to train on"
     assert "the smallest 'owl' with 0" in classes_text({"dog": 5, "cat": 5, "owl": 0})
+
+
+def test_sounds_of_equal_energy_are_no_copies() -> None:
+    time = np.arange(SAMPLING_RATE) / SAMPLING_RATE
+    tone = np.sin(2 * np.pi * 1_000 * time).astype(np.float32)
+    click = np.zeros(SAMPLING_RATE, np.float32)
+    click[5] = 0.5
+    sounds = [
+        tone,
+        -tone,
+        np.sin(2 * np.pi * 7_000 * time).astype(np.float32),
+        click,
+        -click,
+        np.roll(click, 2),
+    ]
+    digests = {measure(sound, SAMPLING_RATE, SAMPLING_RATE, 1).digest for sound in sounds}
+    assert len(digests) == len(sounds)
+    assert measure(tone.copy(), SAMPLING_RATE, SAMPLING_RATE, 1).digest in digests

@@ -69,3 +69,8 @@ def test_it_does_not_advise_what_is_done_already() -> None:
     assert advice is not None
     for flag in ("--learning-rate", "--max-seconds", "--freeze-feature-encoder"):
         assert flag not in advice
+
+
+def test_it_is_silent_where_only_one_label_is_evaluated() -> None:
+    perfect = {"loss": 0.003, "accuracy": 1.0, "num_samples": 10}
+    assert ChanceAlarm(TrainConfig(), np.array([1.0, 0.0]))(1.0, 5, perfect) is None

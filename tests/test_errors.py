@@ -1,5 +1,7 @@
 """One line for the reader: whatever a name, a label or an argument holds."""
 
+import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -33,7 +35,34 @@ def test_names_that_no_file_can_have_are_told_in_one_line() -> None:
         done = run_script("train.py", "--model", "tiny", "--output-dir", "run", "--dataset", name)
         assert_one_line_error(done, 2, name)
         assert_one_line_error(run_script("infer.py", name, "a.wav"), 2, name)
-    assert_one_line_error(run_script("train.py", "--demo", "--epochs", "9" * 400), 2, "--epochs")
+    for name in ("x" * 300, "x/" + "y" * 300):
+        assert_one_line_error(run_script("train.py", "--demo", "--output-dir", name), 4, name)
+        assert_one_line_error(run_script("train.py", "--demo", "--cache-dir", name), 4, name)
+    for number in ("9" * 30, "9" * 400):
+        assert_one_line_error(run_script("train.py", "--demo", "--batch-size", number), 2, "--batch-size")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_a_name_in_a_config_file_that_no_file_can_have_is_told_in_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text(json.dumps({"output_dir": name}))
+    done = run_script("train.py", "--demo", "--config", str(tmp_path / "c.json"))
+    assert_one_line_error(done, 2, "--output-dir")
+
+
+def test_without_standard_streams_a_program_still_does_its_work(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from audiocls.errors import exit_code_of
+def main():
+    assert sys.stdin.read() == ""
+    print("lost"); print("lost", file=sys.stderr); sys.stderr.isatty()
+    open("done", "w").write(str([sys.stdout.fileno(), sys.stderr.fileno()]))
+    return 0
+sys.exit(exit_code_of(main))
+"""
+    done = run_script("-c", code, cwd=tmp_path, preexec_fn=lambda: os.closerange(0, 3))
+    assert done.returncode == 0
+    assert (tmp_path / "done").read_text() == "[1, 2]"
 
 
 def test_output_that_nobody_reads_ends_the_program_quietly() -> None:

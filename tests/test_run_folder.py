@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from audiocls import leftovers
 from audiocls.config import TrainConfig
 from audiocls.data.splits import fingerprint
 from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
@@ -65,6 +66,7 @@ def test_a_second_run_in_one_folder_leaves_at_once() -> None:
         check=False,
     )
     assert "Another run is writing to x" in second.stderr
+    assert Path("x").is_dir()  # the first run's, still empty
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error() -> None:
@@ -268,3 +270,28 @@ def test_best_is_made_anew_where_it_is_of_another_checkpoint_of_that_step(tmp_pa
     (tmp_path / "best" / "manifest.json").write_text('{"step": 3, "files": {}}')  # edited: it says nothing
     export_best(tmp_path, 3)
     assert "model.safetensors" in manifest_of(tmp_path / "best")["files"]
+
+
+def test_a_folder_that_is_taken_for_abandoned_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stolen: list[Path] = []
+
+    def lock_after_another(folder: Path) -> bool:
+        if not stolen:  # between its making and its locking, another process removes it
+            stolen.append(folder)
+            folder.rmdir()
+        return lock(folder)
+
+    monkeypatch.setattr(leftovers, "lock", lock_after_another)
+    with leftovers.unfinished_folder(tmp_path / "place") as folder:
+        assert folder.is_dir() and folder not in stolen
+
+
+def test_output_to_a_pipe_goes_there_and_a_link_to_itself_is_an_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    write_text(Path(f"/dev/fd/{writer}"), "text")
+    assert os.read(reader, 10) == b"text"
+    (tmp_path / "loop").symlink_to("loop")
+    with contextlib.suppress(InputOutputFailed):
+        write_text(tmp_path / "loop", "text")

@@ -33,7 +33,7 @@ from audiocls.data.resampling import Waveform
 from audiocls.leftovers import unfinished_folder
 from audiocls.storage import ODD
 
-FORMAT = 3  # raised when what is stored changes its meaning
+FORMAT = 4  # raised when what is stored changes its meaning
 CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 THREAD_SECONDS = 0.004  # a clip that takes less: threads would wait for Python's lock more than they gain
 

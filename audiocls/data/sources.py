@@ -114,7 +114,7 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
 def demo_folder(cache_dir: Path) -> Path:
     """The demo's files, written when they are first asked for: all of them or none."""
     folder = cache_dir / f"demo-{__version__}"
-    if not folder.exists():
+    if not os.path.exists(folder):
         with failing_as(folder), unfinished_folder(folder) as unfinished:
             write_demo(unfinished)
             try:

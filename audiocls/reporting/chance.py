@@ -32,6 +32,8 @@ class ChanceAlarm:
             return None
         chance, clips = self.shares.max(), scores["num_samples"]
         there = self.shares[self.shares > 0]
+        if len(there) < 2:
+            return None
         entropy = -(there * np.log(there)).sum()
         luck = 2 * math.sqrt(chance * (1 - chance) / clips)  # two standard deviations
         if scores["loss"] < 0.95 * entropy or scores["accuracy"] > chance + luck:

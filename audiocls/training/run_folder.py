@@ -27,8 +27,8 @@ from audiocls.storage import ODD, failing_as, remove_unfinished, write_json
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
-    "audit cache_dir checkpoint_every device epochs log_every log_to max_bad_clips max_steps num_workers "
-    "output_dir overwrite profile push_dry_run push_to_hub resume save_total_limit".split()
+    "audit cache_dir checkpoint_every device epochs eval_batch_size log_every log_to max_bad_clips max_steps "
+    "num_workers output_dir overwrite profile push_dry_run push_to_hub resume save_total_limit".split()
 )
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
@@ -44,9 +44,9 @@ def claim_run_folder(config: TrainConfig) -> Path:
         raise UserError(f"{folder} holds a run already: give --resume, --overwrite or another --output-dir.")
     with failing_as(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        atexit.register(remove_if_empty, folder)  # where nothing was written: a mistake, a stop
         if not lock(folder):
             raise UserError(f"Another run is writing to {folder}: wait for it, or name another --output-dir.")
+        atexit.register(remove_if_empty, folder)  # where nothing was written: a mistake, a stop
         remove_unfinished(folder)
         remove_unfinished(folder / "checkpoints")
         with tempfile.TemporaryFile(dir=folder) as probe:  # on Linux it never has a name
@@ -59,7 +59,7 @@ def default_folder(config: TrainConfig) -> Path:
     base = Path("runs", f"{last_part(config.dataset)}-{last_part(config.model)}")
     folder, newest = base, base
     for number in itertools.count(2):
-        if not folder.exists():
+        if not os.path.exists(folder):
             if config.resume or config.overwrite:
                 return newest
             with failing_as(folder), contextlib.suppress(FileExistsError):  # another run may be first
@@ -84,7 +84,7 @@ def last_part(name: str) -> str:
 
 
 def holds_run(folder: Path) -> bool:
-    return (folder / "run.json").exists() or (folder / "checkpoints").exists()
+    return any(os.path.exists(folder / name) for name in ("run.json", "checkpoints"))
 
 
 def remove_run(folder: Path) -> None:
