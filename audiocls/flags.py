@@ -155,7 +155,7 @@ def check(field: dataclasses.Field, value: Any) -> Any:
         )
     if value == "":
         raise ValueError(f"{flag_name(field.name)} is empty: give a name.")
-    if isinstance(value, str) and not is_plain(value):
+    if isinstance(value, str) and not can_be_a_name(value):
         raise ValueError(f"{flag_name(field.name)} is {value!r}, which no name can be.")
     if about["choices"] and value not in about["choices"]:
         raise ValueError(f"{flag_name(field.name)} is {value!r}: give one of {', '.join(about['choices'])}.")
@@ -173,7 +173,7 @@ def check(field: dataclasses.Field, value: Any) -> Any:
     return value
 
 
-def is_plain(text: str) -> bool:
+def can_be_a_name(text: str) -> bool:
     """Whether a file or a repository can have such a name."""
     try:
         return b"\0" not in os.fsencode(text)

@@ -186,9 +186,11 @@ def test_hearing_more_than_training_did_is_noted(tmp_path: Path) -> None:
         return unlike_training(InferConfig(model=str(tmp_path), **options))
 
     run = {"config": {"max_seconds": 1.0}}
-    assert "--max-seconds 1" in (note(run) or "")
+    assert "whole files: see --max-seconds 1" in (note(run) or "")
     assert note(run, max_seconds=1.0) is note(run, window=1.0) is note(run, window=0.5) is None
-    assert "windows of 5 s" in (note(run, window=5.0) or "") and note(run, max_seconds=5.0) is not None
+    assert "windows of 5 s" in (note(run, window=5.0) or "") and "5 s of files" in (
+        note(run, max_seconds=5.0) or ""
+    )
     assert "--max-seconds 1" in (unlike_training(InferConfig(model=str(tmp_path / "best"))) or "")
     for other in ({"config": {"max_seconds": None}}, {"config": {"max_seconds": "1"}}, {}, []):
         assert note(other) is None

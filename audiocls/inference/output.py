@@ -30,10 +30,10 @@ def unlike_training(config: InferConfig) -> str | None:
     if not isinstance(trained, float) or heard <= trained:
         return None
     if config.window is not None:
-        return f"note: trained on the first {trained:g} s of clips, hears windows of {heard:g} s"
-    return (
-        f"note: trained on the first {trained:g} s of clips, hears whole files: see --max-seconds {trained:g}"
-    )
+        hears, flag = f"windows of {heard:g} s", "--window"
+    else:
+        hears, flag = "whole files" if heard == math.inf else f"{heard:g} s of files", "--max-seconds"
+    return f"note: trained on the first {trained:g} s of clips, hears {hears}: see {flag} {trained:g}"
 
 
 def with_progress(predictions: Iterable[Prediction], total: int | None) -> Iterator[Prediction]:

@@ -61,7 +61,8 @@ def keep_audit(run_folder: Path, name: str, data: RunData) -> None:
     for line in summary_lines(found):
         say(line)
     num_clips = sum(part["clips"] for part in found["parts"].values())
-    if (silent := found["silent"]["count"]) > MANY_SILENT * num_clips:
+    is_cut = found["seconds"]["heard"] < found["seconds"]["total"]
+    if is_cut and (silent := found["silent"]["count"]) > MANY_SILENT * num_clips:
         say(f"note: {silent} of {num_clips} clips are silent as far as they are heard: see --max-seconds")
 
 
