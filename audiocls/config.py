@@ -135,8 +135,12 @@ class TrainConfig:
         "with --freeze-feature-encoder: compute the encoder's output once, before training",
         group=MODEL,
     )
-    padding_invariant: bool = option(
-        True, "pad as the guide does: a clip's result then depends on the padding beside it", group=MODEL
+    backbone: str = option(
+        "audiocls",
+        "whose forward pass computes the model: audiocls's or, padding as the guide does, transformers' own "
+        "(always where audiocls has none)",
+        group=MODEL,
+        choices=("audiocls", "transformers"),
     )
 
     learning_rate: float = option(3e-5, "peak learning rate of AdamW", group=TRAINING, above=0)
@@ -282,8 +286,8 @@ class TrainConfig:
             found.append(
                 "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."
             )
-        if self.cache_features and not self.padding_invariant:
-            found.append("--cache-features hears clips without padding: leave out --no-padding-invariant.")
+        if self.cache_features and self.backbone == "transformers":
+            found.append("--cache-features needs audiocls's forward pass: leave out --backbone transformers.")
         if self.max_batch_seconds is not None and not self.bucket:
             found.append("--max-batch-seconds divides clips sorted by length: leave out --no-bucket.")
         if self.resume and self.overwrite:
@@ -327,6 +331,7 @@ class InferConfig:
         group="",
     )
     max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds, group="")
+    backbone: str = as_in_training("backbone", TrainConfig.backbone, group="")
     device: str = as_in_training("device", TrainConfig.device, group="")
     precision: str = as_in_training(
         "precision",

@@ -1,10 +1,12 @@
 """train.py with its own flags, made to wait for its turn after every optimizer step."""
 
+import gc
 import runpy
 from typing import Any
 
 from common import HERE, Turns
 
+gc.disable()  # as train.py does before it imports what is imported here
 turns = Turns()
 
 

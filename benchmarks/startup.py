@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def sides_to_first_step(folder: Path, clips: Path) -> dict:
-    """Both train the same tiny model from the same folder, with the guide's recipe."""
+    """Both train the same tiny model with the guide's recipe: ours made by name, theirs from a folder."""
     from audiocls.model.backbone import TINY, TINY_FEATURE_EXTRACTOR
     from audiocls.torchaudio_guard import import_torchaudio
 
@@ -88,7 +88,7 @@ def sides_to_first_step(folder: Path, clips: Path) -> dict:
 
     model = save_backbone(folder / "tiny", TINY)
     Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR).save_pretrained(model)
-    shared = ("--model", model, "--dataset", clips, "--output-dir", folder / "run")
+    shared = ("--dataset", clips, "--output-dir", folder / "run")
 
     def to_first_step(program: str, *flags: str) -> float:
         shutil.rmtree(folder / "run", ignore_errors=True)
@@ -96,8 +96,8 @@ def sides_to_first_step(folder: Path, clips: Path) -> dict:
             return side.seconds_to_first_step
 
     return {
-        "ours": lambda: to_first_step("ours.py", "--device", "cpu"),
-        "theirs": lambda: to_first_step("theirs.py", "--cpu"),
+        "ours": lambda: to_first_step("ours.py", "--model", "tiny", "--device", "cpu"),
+        "theirs": lambda: to_first_step("theirs.py", "--model", str(model), "--cpu"),
     }
 
 

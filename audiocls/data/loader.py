@@ -95,11 +95,11 @@ Collator = Callable[[list[Example]], Batch]
 class WaveformCollator:
     """`input_values`, float32 [batch, samples], padded on the right as the feature extractor says.
 
-    Where `with_mask` says so and something is padded: `attention_mask`, bool [batch, samples], True = real.
+    Where `with_lengths` says so and something is padded: `lengths`, int64 [batch], the samples of each clip.
     """
 
     feature_extractor: Any
-    with_mask: bool = False
+    with_lengths: bool = False
     edges: tuple[int, ...] = ()  # lengths to pad to, so that a compiled model meets few
 
     def __call__(self, examples: list[Example]) -> Batch:
@@ -111,8 +111,8 @@ class WaveformCollator:
             normal = normalize(waveform) if self.feature_extractor.do_normalize else waveform
             input_values[row, : len(waveform)] = normal
         inputs = {"input_values": torch.from_numpy(input_values)}
-        if self.with_mask and lengths.min() < longest:
-            inputs["attention_mask"] = mask_of(lengths, longest)
+        if self.with_lengths and lengths.min() < longest:
+            inputs["lengths"] = lengths
         num_samples = int(lengths.sum())
         return Batch(inputs, labels_of(examples), num_samples, input_values.size - num_samples)
 
@@ -132,24 +132,23 @@ class SpectrogramCollator:
 
 @dataclass(frozen=True)
 class FeatureCollator:
-    """`input_values`, float16 [batch, channels, frames], of clips that have been through the encoder.
+    """`features`, float16 [batch, channels, frames], of clips that have been through the convolutions.
 
-    The `attention_mask`, as above, counts samples all the same: the model makes frames of it.
+    `lengths`, as above, counts samples all the same.
     """
 
     samples_of_frames: Callable[[int], int]
-    with_mask: bool = True
 
     def __call__(self, examples: list[Example]) -> Batch:
         longest = max(len(example.values) for example in examples)
-        input_values = np.zeros((len(examples), longest, examples[0].values.shape[1]), np.float16)
+        features = np.zeros((len(examples), longest, examples[0].values.shape[1]), np.float16)
         for row, example in enumerate(examples):
-            input_values[row, : len(example.values)] = example.values
-        inputs = {"input_values": torch.from_numpy(input_values).transpose(1, 2)}
-        samples = torch.tensor([self.samples_of_frames(len(example.values)) for example in examples])
-        most, num_samples = self.samples_of_frames(longest), int(samples.sum())
-        if self.with_mask and samples.min() < most:
-            inputs["attention_mask"] = mask_of(samples, most)
+            features[row, : len(example.values)] = example.values
+        inputs = {"features": torch.from_numpy(features).transpose(1, 2)}
+        lengths = torch.tensor([self.samples_of_frames(len(example.values)) for example in examples])
+        most, num_samples = self.samples_of_frames(longest), int(lengths.sum())
+        if lengths.min() < most:
+            inputs["lengths"] = lengths
         return Batch(inputs, labels_of(examples), num_samples, most * len(examples) - num_samples)
 
 
@@ -158,14 +157,6 @@ def length_edges(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
     return tuple(
         sorted({int(np.quantile(num_samples, k / most, method="higher")) for k in range(1, most + 1)})
     )
-
-
-def mask_of(lengths: Tensor, longest: int) -> Tensor:
-    """bool [batch, longest], True up to each length; filled by rows, much faster than by comparison."""
-    mask = np.zeros((len(lengths), longest), bool)
-    for row, length in enumerate(lengths.tolist()):
-        mask[row, :length] = True
-    return torch.from_numpy(mask)
 
 
 def labels_of(examples: list[Example]) -> Tensor:

@@ -20,7 +20,7 @@ from audiocls.errors import InputOutputFailed, UserError, out_of_memory_explaine
 from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
 from audiocls.inference.windows import WindowScores
 from audiocls.model.backbone import load_for_inference
-from audiocls.model.fast import make_fast
+from audiocls.model.kernels import keep_freed_memory
 from audiocls.model.loaded import LoadedModel
 from audiocls.storage import MANIFEST, damage, finish_swap
 
@@ -58,11 +58,11 @@ class Classifier:
         classifier([waveform], sampling_rate=8_000)   # float [samples] or [samples, channels]
 
     A recording's scores do not depend on what else is classified with it. Where the architecture lets padding
-    through (see `audiocls.model.padding`), only recordings of one length share a batch.
+    through (see `audiocls.model.stock`), only recordings of one length share a batch.
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str = "fp32") -> None:
-        make_fast(loaded.model, device)
+        keep_freed_memory()
         self.model = loaded.model.to(device).eval()
         self.backbone = loaded.backbone
         self.device = device
@@ -72,21 +72,28 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, model: str | Path, *, revision: str | None = None, device: str = "auto", precision: str = "fp32"
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        backbone: str = "audiocls",
     ) -> "Classifier":
         """The best model of a run folder, a saved model, or one on the Hub.
+
+        With `backbone="transformers"` its logits are computed by transformers' own model.
 
         Raises UserError where it is no fine-tuned classifier, InputOutputFailed where it cannot be read.
         """
         where = pick_device(device)
-        loaded = load_for_inference(model_folder(str(model)), revision)
+        loaded = load_for_inference(model_folder(str(model)), revision, stock=backbone == "transformers")
         return cls(loaded, where, pick_precision(precision, where))
 
     @property
     def labels(self) -> list[str]:
         """The labels in the order of the model's outputs."""
-        id2label = self.model.config.id2label
-        return [id2label[id] for id in range(len(id2label))]
+        return list(self.backbone.labels)
 
     def __call__(self, inputs: Recording | Iterable[Recording], **options: Any) -> list[Prediction]:
         """What `stream` yields, in a list: without windows one Prediction for each input, in their order."""
@@ -202,13 +209,13 @@ class Classifier:
             for batch_indices in in_batches(indices, batch_size):
                 batch = self.collate([Example(waveforms[index]) for index in batch_indices]).to(self.device)
                 with out_of_memory_explained(SMALLER_WORK), autocast(self.device, self.precision):
-                    output = self.model(**batch.inputs).logits.float()
+                    output = self.model(**batch.inputs).float()
                 logits |= zip(batch_indices, output, strict=True)
         in_order = [logits[index] for index in range(len(waveforms))]
         return iter(self.as_scores(torch.stack(in_order).cpu()) if in_order else ())
 
     def as_scores(self, logits: Tensor) -> Tensor:
-        match self.model.config.problem_type:
+        match self.backbone.problem_type:
             case "multi_label_classification":
                 return logits.sigmoid()
             case "regression":
@@ -217,9 +224,10 @@ class Classifier:
                 return logits.softmax(dim=-1)
 
     def best(self, scores: Tensor, top_k: int) -> list[tuple[str, float]]:
-        id2label = self.model.config.id2label
         values, ids = scores.topk(min(top_k, len(scores)))
-        return [(id2label[id], value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)]
+        return [
+            (self.backbone.labels[id], value) for id, value in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
 
 
 def pools(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:

@@ -51,7 +51,7 @@ def export(classifier: Classifier, format: str, output: str) -> str:
     """
     complete_torch()
     batches = [inputs_of(classifier, seconds) for seconds in CHECKED_BATCHES]
-    model = Logits(classifier.model).eval()
+    model = Logits(classifier.model, next(iter(batches[0]))).eval()
     write, open_file = (write_onnx, open_onnx) if format == "onnx" else (write_torch, open_torch)
     with complete_path(Path(os.path.expanduser(output))) as unfinished, torch.no_grad():
         with cannot_export(classifier, format), quiet():
@@ -68,18 +68,20 @@ def export(classifier: Classifier, format: str, output: str) -> str:
 
 
 class Logits(nn.Module):
-    """The model, its inputs by position, of whose outputs only the logits are kept."""
+    """The model, its inputs by position: what `main_input` names, and a mask of what is real in it."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: nn.Module, main_input: str) -> None:
         super().__init__()
         self.model = model
-        self.main_input = model.main_input_name  # input_values or input_features
+        self.main_input = main_input
 
     def forward(self, main: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         inputs = {self.main_input: main}
-        if attention_mask is not None:
+        if attention_mask is not None and self.main_input == "input_values":
+            inputs["lengths"] = attention_mask.sum(-1)
+        elif attention_mask is not None:
             inputs["attention_mask"] = attention_mask
-        return self.model(**inputs).logits
+        return self.model(**inputs)
 
 
 def metadata_of(classifier: Classifier) -> dict[str, Any]:
@@ -89,14 +91,14 @@ def metadata_of(classifier: Classifier) -> dict[str, Any]:
     takes_mask = "attention_mask" in inputs_of(classifier, CHECKED_BATCHES[0])
     about = {
         "labels": classifier.labels,  # in the order of the logits
-        "problem_type": classifier.model.config.problem_type or "single_label_classification",
+        "problem_type": classifier.backbone.problem_type or "single_label_classification",
         "sampling_rate": backbone.sampling_rate,  # Hz
         "min_samples": backbone.min_samples,
         "max_samples": backbone.max_samples,  # what is beyond is not heard; null: all is heard
         "attention_mask": takes_mask,
         # If not, only clips of one length may share a batch.
         "padding_invariant": classifier.padding_invariant,
-        "model_type": classifier.model.config.model_type,
+        "model_type": classifier.backbone.config.model_type,
         "audiocls_version": __version__,
     }
     if backbone.takes_waveforms:
@@ -116,9 +118,12 @@ def inputs_of(classifier: Classifier, clip_seconds: tuple[float, ...]) -> Inputs
         noise = generator.standard_normal(len(time))
         clips.append((0.3 * tone + 0.05 * (number + 1) * noise).astype(np.float32))
     inputs = classifier.collate([Example(clip) for clip in clips]).inputs
-    if getattr(classifier.collate, "with_mask", False):
-        mask = inputs.get("attention_mask", torch.ones(inputs["input_values"].shape))
-        inputs["attention_mask"] = mask.long()  # as feature extractors make it
+    if getattr(classifier.collate, "with_lengths", False):
+        samples = inputs["input_values"].shape[1]
+        lengths = inputs.pop("lengths", torch.full((len(clips),), samples))
+        inputs["attention_mask"] = (
+            torch.arange(samples) < lengths[:, None]
+        ).long()  # as feature extractors make it
     return inputs
 
 
@@ -193,7 +198,7 @@ def cannot_export(classifier: Classifier, format: str) -> Iterator[None]:
     except (UserError, InputOutputFailed, OSError):
         raise
     except Exception as error:
-        kind, other = classifier.model.config.model_type, "torch" if format == "onnx" else "onnx"
+        kind, other = classifier.backbone.config.model_type, "torch" if format == "onnx" else "onnx"
         raise UserError(
             f"A {kind} has no {format} export that takes any batch and length, try --export {other}: "
             f"{first_line(error)}"

@@ -39,7 +39,7 @@ class Score:
 
     def __init__(self, classifier: Classifier, clips: list[Clip]) -> None:
         """Raises UserError where the model cannot be scored on these clips."""
-        if classifier.model.config.problem_type == "regression":
+        if classifier.backbone.problem_type == "regression":
             raise UserError("--dataset scores labels, and this model gives numbers: give its files instead.")
         self.labels = labels = classifier.labels
         self.ids = {label: id for id, label in enumerate(labels)}

@@ -1,6 +1,7 @@
 """Load a speech encoder with a classification head, and save it: every AutoModelForAudioClassification."""
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -9,17 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from audiocls.config import is_missing_path
 from audiocls.data.loader import Example
 from audiocls.errors import UserError, named
 from audiocls.hub import commit_of, loading, quiet_transformers
 from audiocls.lean_torch import complete_torch
+from audiocls.model.encoder import SpeechClassifier
+from audiocls.model.files import (
+    missing,
+    model_file,
+    read_config,
+    read_feature_extractor,
+    read_saved,
+    set_labels,
+)
 from audiocls.model.loaded import Backbone, LoadedModel
-from audiocls.model.padding import make_padding_invariant
-from audiocls.model.settings import missing, model_file, read_config, read_feature_extractor
+from audiocls.model.settings import EncoderConfig, WaveformExtractor
+from audiocls.model.stock import StockModel
 from audiocls.model.trust import WEIGHTS, read_tensors, weight_files
-from audiocls.model.wav2vec2 import read_saved
 from audiocls.torchaudio_guard import import_torchaudio
 
 # `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. It hears in frames of
@@ -46,22 +56,42 @@ TINY: dict[str, Any] = {
     "mask_time_prob": 0.0,
     "classifier_proj_size": 128,
 }
-TINY_FEATURE_EXTRACTOR = {"sampling_rate": 16_000, "do_normalize": True, "return_attention_mask": True}
+TINY_FEATURE_EXTRACTOR: dict[str, Any] = {
+    "sampling_rate": 16_000,
+    "do_normalize": True,
+    "return_attention_mask": True,
+}
 
 MOST_NEW_VALUES = 50_000_000  # that a model may have beside those in its files: a head of its own
 MOST_SECONDS_A_FRAME = 60
 
 # What a pretrained backbone may lack, or have in another shape: it is learned here.
-HEAD = ("projector.", "classifier.", "layer_weights")
+LEARNED_HERE = ("projector.", "classifier.", "layer_weights")  # and SpecAugment's `masked_spec_embed`
 
 
-def open_backbone(name: str, revision: str | None = None, *, with_labels: bool = False) -> Backbone:
+def open_backbone(
+    name: str, revision: str | None = None, *, with_labels: bool = False, stock: bool = False
+) -> Backbone:
     """The config and the feature extractor of `name`: a Hub id, a folder, or 'tiny'.
 
-    `with_labels`: of a fine-tuned model, whose labels are then checked and kept.
+    `with_labels`: of a fine-tuned model, whose labels are then checked and kept. `stock`: to be computed by
+    transformers' own model also where encoder.py could.
 
     Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
     """
+    name = os.path.expanduser(name)
+    backbone = None if stock else read_saved(Path(name))
+    if name == "tiny" and not stock:
+        config = EncoderConfig.read(TINY)
+        backbone = Backbone(name, None, config, WaveformExtractor(**TINY_FEATURE_EXTRACTOR))
+    if backbone is None:
+        backbone = open_by_transformers(name, revision, with_labels=with_labels, stock=stock)
+    check_window(backbone)
+    return backbone
+
+
+def open_by_transformers(name: str, revision: str | None, *, with_labels: bool, stock: bool) -> Backbone:
+    """The same by transformers' config and feature extractor."""
     complete_torch()
     # transformers imports torchaudio for AST's filter banks: where it is broken, ours must be there first.
     with contextlib.suppress(ModuleNotFoundError):
@@ -70,25 +100,27 @@ def open_backbone(name: str, revision: str | None = None, *, with_labels: bool =
 
     quiet_transformers()
     if name == "tiny":
-        return Backbone(
-            name, None, Wav2Vec2Config(**TINY), Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR)
-        )
+        config, extractor = Wav2Vec2Config(**TINY), Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR)
+        return Backbone(name, None, config, extractor, transformers_config=config)
     commit = None
-    name = os.path.expanduser(name)
     if not os.path.isdir(name):
         if is_missing_path(name):
             raise UserError(f"There is no folder {name}.")
         commit = commit_of("model", name, revision)
     with loading(f"The model {name}", is_local=os.path.isdir(name)):
         config = read_config(name, revision, with_labels=with_labels)
-        feature_extractor = read_feature_extractor(name, revision, config)
-    backbone = Backbone(name, revision, config, feature_extractor, commit)
-    check_window(backbone)
-    return backbone
+        extractor = read_feature_extractor(name, revision, config)
+    labels = tuple(config.id2label[id] for id in range(len(config.id2label)))
+    backbone = Backbone(name, revision, config, extractor, commit, labels, config.problem_type, None, config)
+    ours = None if stock else EncoderConfig.read(config.to_dict())
+    settings = WaveformExtractor.read(extractor.to_dict())
+    if ours is None or settings is None:
+        return backbone
+    return dataclasses.replace(backbone, config=ours, feature_extractor=settings)
 
 
 def check_window(backbone: Backbone) -> None:
-    """Raises UserError where config and feature extractor do not fit, or one frame hears absurdly much."""
+    """Raises UserError where config and feature extractor do not fit, or a frame is absurdly long."""
     config, extractor = backbone.config, backbone.feature_extractor
     seconds = backbone.min_samples / backbone.sampling_rate
     if seconds > MOST_SECONDS_A_FRAME:
@@ -106,68 +138,40 @@ def check_window(backbone: Backbone) -> None:
         raise UserError(f"{backbone.name}: preprocessor_config.json makes {made} and config.json {expected}.")
 
 
-def load_for_training(
-    backbone: Backbone, labels: Sequence[str], *, seed: int, padding_invariant: bool = True
-) -> LoadedModel:
+def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:
     """The backbone's weights in float32, under a head for `labels`: random where the weights have none."""
-    from transformers import Wav2Vec2ForSequenceClassification
-
-    config = backbone.config
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: id for id, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
     torch.manual_seed(seed)
-    name = backbone.name
-    if name == "tiny":
-        model = Wav2Vec2ForSequenceClassification(config)
-        report: dict[str, Any] = {"missing_keys": (), "unexpected_keys": (), "mismatched_keys": ()}
-    else:
-        model, report = load_weights(backbone)
-    lacking = [
-        key for key in report["missing_keys"] if not key.startswith(HEAD) and "masked_spec_embed" not in key
-    ]
-    misshapen = [key for key, *_ in report["mismatched_keys"] if not key.startswith(HEAD)]
-    if lacking or misshapen:
-        raise UserError(
-            f"{name} is no backbone for {config.model_type}: {first_of(lacking + misshapen)} do not fit."
-        )
-    for module in model.modules():
-        # For gradient checkpointing, which is off, the encoder asks for its input's gradient: the first
-        # convolution's backward pass then costs twice as much.
-        if hasattr(module, "_requires_grad"):
-            module._requires_grad = False
-    notes = []
-    if report["unexpected_keys"]:
-        notes.append(f"{name}: {first_of(sorted(report['unexpected_keys']))} are not used")
-    return tried(LoadedModel(model, backbone, padding_invariant and make_padding_invariant(model), notes))
+    backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
+    if backbone.transformers_config is None:
+        return tried(LoadedModel(build_model(backbone), backbone))
+    model, unfit, unused = load_by_transformers(backbone)
+    kind, name, notes = backbone.config.model_type, backbone.name, []
+    unfit = [key for key in unfit if not (key.startswith(LEARNED_HERE) or key.endswith("masked_spec_embed"))]
+    if unfit:
+        raise UserError(f"{name} is no backbone for {kind}: {first_of(unfit)} do not fit.")
+    if unused:
+        notes.append(f"{name}: {first_of(unused)} are not used")
+    return tried(LoadedModel(model, backbone, notes))
 
 
-def load_for_inference(name: str, revision: str | None = None) -> LoadedModel:
+def load_for_inference(name: str, revision: str | None = None, *, stock: bool = False) -> LoadedModel:
     """A fine-tuned model, of which nothing may be missing: a Hub id or a folder that holds one.
 
     Raises UserError where a tensor is missing, left over or of another shape.
     """
-    if saved := read_saved(Path(name)):
-        model, feature_extractor = saved
-        backbone = Backbone(name, revision, model.config, feature_extractor)
-        check_window(backbone)
-        return tried(LoadedModel(model, backbone, make_padding_invariant(model)))
-    backbone = open_backbone(name, revision, with_labels=True)
-    model, report = load_weights(backbone)
-    wrong = [
-        *report["missing_keys"],
-        *report["unexpected_keys"],
-        *(key for key, *_ in report["mismatched_keys"]),
-    ]
-    if wrong:
+    backbone = open_backbone(name, revision, with_labels=True, stock=stock)
+    if backbone.transformers_config is None:
+        return tried(LoadedModel(build_model(backbone).eval().requires_grad_(False), backbone))
+    model, unfit, unused = load_by_transformers(backbone)
+    if wrong := sorted([*unfit, *unused]):
         raise UserError(
-            f"{name} is not a fine-tuned classifier: {first_of(sorted(wrong))} are missing or do not fit."
+            f"{name} is not a fine-tuned classifier: {first_of(wrong)} are missing or do not fit."
         )
-    return tried(LoadedModel(model.eval(), backbone, make_padding_invariant(model)))
+    return tried(LoadedModel(model.eval(), backbone))
 
 
 def tried(loaded: LoadedModel) -> LoadedModel:
-    """The model, after it has heard the shortest clip: a config can ask for what only a forward pass shows.
+    """The model, after a forward pass of the shortest clip: some bad configs only fail there.
 
     A model of a fixed window, for which that would take long, was checked by `check_window`.
     """
@@ -179,32 +183,51 @@ def tried(loaded: LoadedModel) -> LoadedModel:
             torch.random.fork_rng(devices=[]),
             torch.no_grad(),
         ):
-            logits = model.eval()(**loaded.collator()([Example(waveform)]).inputs).logits
+            logits = model.eval()(**loaded.collator()([Example(waveform)]).inputs)
             if not logits.isfinite().all():
                 raise UserError(f"{backbone.name} gives scores that are not finite: its config is wrong.")
         model.train(was_training)
     return loaded
 
 
-def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
-    """The model in float32, whatever it is stored in, and transformers' report on what fitted.
+def build_model(backbone: Backbone) -> SpeechClassifier:
+    """The backbone's tensors under a head for its labels; where it has none, random weights."""
+    config, num_labels = backbone.config, len(backbone.labels)
+    if backbone.tensors is None:
+        return SpeechClassifier(config, num_labels)
+    tensors = {name: tensor.float() for name, tensor in backbone.tensors.items()}
+    if len(tensors["classifier.bias"]) != num_labels:
+        head = nn.Linear(config.classifier_proj_size, num_labels)
+        tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
+    with torch.device("meta"):
+        model = SpeechClassifier(config, num_labels)
+    model.load_state_dict(tensors, assign=True)
+    return model
 
-    Raises UserError where the weights are not plain finite tensors, or far fewer than the config describes.
+
+def load_by_transformers(backbone: Backbone) -> tuple[nn.Module, list[str], list[str]]:
+    """The model in float32, whatever it is stored in, and names of weights.
+
+    First of those that its files lack or hold in another shape, then of those that are left over there. Raises UserError where the weights are not plain finite tensors, or far fewer than the config describes.
     """
     from transformers import AutoModelForAudioClassification
 
-    name, config = backbone.name, backbone.config
+    name, config = backbone.name, backbone.transformers_config
+    set_labels(config, backbone.labels)
+    config.problem_type = backbone.problem_type
+    model_class = AutoModelForAudioClassification._model_mapping[type(config)]
+    if name == "tiny":
+        return StockModel(model_class(config)), [], []
     with loading(f"The model {name}", is_local=Path(name).is_dir()):
         files = weight_files(name, partial(model_file, name, backbone.revision))
         if not files:
             raise missing(name, " or ".join(WEIGHTS))
         tensors = read_tensors(files)
-        model_class = AutoModelForAudioClassification._model_mapping[type(config)]
         with torch.device("meta"):
             described = sum(tensor.numel() for tensor in model_class(config).state_dict().values())
         if described > (there := sum(tensor.numel() for tensor in tensors.values())) + MOST_NEW_VALUES:
             raise UserError(f"{name}: its config describes {described:,} weights, its files hold {there:,}.")
-        model, report = model_class.from_pretrained(
+        theirs, report = model_class.from_pretrained(
             None,
             config=config,
             state_dict=tensors,
@@ -212,23 +235,28 @@ def load_weights(backbone: Backbone) -> tuple[Any, dict[str, Any]]:
             ignore_mismatched_sizes=True,  # reported, and judged by our callers
             output_loading_info=True,
         )
-    return model, report
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    unused = sorted(report["unexpected_keys"])
+    if backbone.is_stock:
+        return StockModel(theirs), unfit, unused
+    with torch.device("meta"):
+        ours = SpeechClassifier(backbone.config, len(backbone.labels))
+    ours.load_state_dict(theirs.state_dict(), assign=True)  # strict: the names and shapes are transformers'
+    return ours, unfit, unused
 
 
 def first_of(names: Sequence[str]) -> str:
     return named(names, 3) + (" tensors" if len(names) > 3 else "")
 
 
-def freeze_feature_encoder(model: Any, name: str) -> None:
+def freeze_feature_encoder(loaded: LoadedModel) -> None:
     """Leave the convolutional encoder out of training. Raises UserError where the model has none."""
-    if not hasattr(model, "freeze_feature_encoder"):
+    if not loaded.backbone.takes_waveforms:
+        name = loaded.backbone.name
         raise UserError(
             f"{name} has no convolutional encoder of waveforms: leave out --freeze-feature-encoder."
         )
-    model.freeze_feature_encoder()
-
-
-def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """config.json, model.safetensors and preprocessor_config.json, as `pipeline` reads them."""
-    loaded.model.save_pretrained(folder)
-    loaded.backbone.feature_extractor.save_pretrained(folder)
+    if isinstance(loaded.model, SpeechClassifier):
+        loaded.model.encoder.feature_extractor.requires_grad_(False)
+    else:
+        loaded.model.model.freeze_feature_encoder()

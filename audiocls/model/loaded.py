@@ -1,10 +1,14 @@
-"""What is known of a model before its weights are read, and the model with them: what it hears, and how."""
+"""What is known of a model before its weights are read, and the model with them: what it takes, and how."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor, nn
+
 from audiocls.data.loader import Collator, FeatureCollator, SpectrogramCollator, WaveformCollator
-from audiocls.model.spec_augment import SpecAugment
+from audiocls.data.spec_augment import Spans, SpecAugment
+from audiocls.model.settings import EncoderConfig
+from audiocls.model.stock import padding_changes_nothing
 
 
 @dataclass(frozen=True)
@@ -13,9 +17,20 @@ class Backbone:
 
     name: str
     revision: str | None
-    config: Any  # a transformers PretrainedConfig
+    config: Any  # an EncoderConfig, or where transformers' own model runs its PretrainedConfig
     feature_extractor: Any
     commit: str | None = None  # on the Hub, where it comes from there
+    labels: tuple[str, ...] = ()  # in the order of the outputs: a fine-tuned model's, or those to train
+    problem_type: str | None = None  # what transformers calls how the scores come of the logits
+    tensors: dict[str, Tensor] | None = field(
+        default=None, repr=False
+    )  # read already, where that needs no transformers
+    transformers_config: Any = None  # by which transformers loads the weights; None: it need not be imported
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether transformers' own model runs, not encoder.py's."""
+        return not isinstance(self.config, EncoderConfig)
 
     @property
     def sampling_rate(self) -> int:
@@ -23,7 +38,7 @@ class Backbone:
 
     @property
     def takes_waveforms(self) -> bool:
-        """Whether the model hears samples; if not, its feature extractor makes spectrograms of them."""
+        """Whether the model takes samples; if not, its feature extractor makes spectrograms of them."""
         return hasattr(self.config, "conv_kernel")
 
     @property
@@ -40,7 +55,7 @@ class Backbone:
 
     @property
     def max_samples(self) -> int | None:
-        """What a model of a fixed window hears of a clip: Whisper's chunk, AST's longest spectrogram."""
+        """What a model of a fixed window uses of a clip: Whisper's chunk, AST's longest spectrogram."""
         match self.config.model_type:
             case "whisper":
                 return self.feature_extractor.n_samples
@@ -68,34 +83,64 @@ class Backbone:
 class LoadedModel:
     """A model with its feature extractor, ready for use."""
 
-    model: Any  # a transformers PreTrainedModel, float32
+    model: Any  # a SpeechClassifier or a StockModel, float32
     backbone: Backbone
-    padding_invariant: bool = False  # whether a clip's logits are the same whatever is padded beside it
     notes: list[str] = field(default_factory=list)
-    hears_features: bool = False  # whether clips have been through its convolutional encoder already
+    takes_features: bool = False  # whether clips have been through its convolutional encoder already
+
+    @property
+    def forward_pass(self) -> str:
+        """Whose code computes the logits: "audiocls" or "transformers"."""
+        return "transformers" if self.backbone.is_stock else "audiocls"
+
+    @property
+    def padding_invariant(self) -> bool:
+        """Whether a clip's logits are the same whatever is padded beside it."""
+        config, extractor = self.backbone.config, self.backbone.feature_extractor
+        return not self.backbone.is_stock or padding_changes_nothing(config, extractor)
+
+    def compile(self) -> None:
+        """torch.compile each convolution and each transformer layer by itself.
+
+        Layers share what is compiled, and LayerDrop, which would break a graph of all of them, stays outside:
+        the whole model takes several times as long to compile.
+        """
+        from torch._dynamo import config
+
+        # For each length, padded or not, training and evaluating; beyond 8, torch would give up.
+        config.recompile_limit = 64
+        for parts in self.model.modules():
+            for part in parts if isinstance(parts, nn.ModuleList) else ():
+                part.compile()
 
     def collator(self, edges: tuple[int, ...] = ()) -> Collator:
         """What makes batches for it; waveforms are padded to the next of `edges`, in samples."""
         backbone = self.backbone
         if not backbone.takes_waveforms:
             return SpectrogramCollator(backbone.feature_extractor)
-        with_mask = self.padding_invariant or backbone.feature_extractor.return_attention_mask
-        if self.hears_features:
-            return FeatureCollator(backbone.samples_of_frames, with_mask)
-        return WaveformCollator(backbone.feature_extractor, with_mask, edges)
+        if self.takes_features:
+            return FeatureCollator(backbone.samples_of_frames)
+        with_lengths = not backbone.is_stock or backbone.feature_extractor.return_attention_mask
+        return WaveformCollator(backbone.feature_extractor, with_lengths, edges)
 
     def training_collator(self, seed: int, edges: tuple[int, ...] = ()) -> Collator:
         """The same with SpecAugment's masks, where the model is configured to have them."""
         config, collate = self.backbone.config, self.collator(edges)
-        wants_masks = getattr(config, "apply_spec_augment", True) and getattr(config, "mask_time_prob", 0)
-        if not wants_masks or config.model_type == "whisper":  # which draws its own
-            return collate
+        time, channels = (getattr(config, f"mask_{axis}_prob", 0) for axis in ("time", "feature"))
+        if self.backbone.is_stock:
+            channels = 0  # those it draws itself, from NumPy's generator
+        if (
+            not getattr(config, "apply_spec_augment", True)
+            or not (time or channels)
+            or config.model_type == "whisper"
+        ):
+            return collate  # Whisper draws all its masks
         return SpecAugment(
             collate,
             # A spectrogram's mask counts frames already.
             self.backbone.frames_of_samples if self.backbone.takes_waveforms else int,
             seed,
-            config.mask_time_prob,
-            config.mask_time_length,
-            getattr(config, "mask_time_min_masks", 0),
+            Spans(time, config.mask_time_length, getattr(config, "mask_time_min_masks", 0)),
+            Spans(channels, config.mask_feature_length, config.mask_feature_min_masks) if channels else None,
+            getattr(config, "hidden_size", 0),
         )

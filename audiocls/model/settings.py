@@ -1,87 +1,129 @@
-"""A model's config and feature extractor, built by name from the known fields of its two JSON files."""
+"""The two JSON files of a model that encoder.py computes: known fields, transformers' defaults."""
 
-import dataclasses
-import inspect
-import os
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
-from audiocls.errors import UserError
-from audiocls.hub import hub_file
-from audiocls.model.trust import known_fields, labels_in, read_json
-
-# Fields of every config that are not taken from a file: they change what forward returns, or are ours to say.
-NOT_KEPT = set(
-    "architectures chunk_size_feed_forward dtype id2label is_encoder_decoder label2id output_hidden_states "
-    "problem_type return_dict transformers_version".split()
-)
-# What an architecture hears through, where that is not Wav2Vec2FeatureExtractor.
-FEATURE_EXTRACTORS = {
-    "audio-spectrogram-transformer": "ASTFeatureExtractor",
-    "wav2vec2-bert": "SeamlessM4TFeatureExtractor",
-    "whisper": "WhisperFeatureExtractor",
+ACTIVATIONS = ("gelu", "relu")
+ARCHITECTURES = {
+    "wav2vec2": "Wav2Vec2ForSequenceClassification",
+    "hubert": "HubertForSequenceClassification",
+    "unispeech": "UniSpeechForSequenceClassification",
+    "unispeech-sat": "UniSpeechSatForSequenceClassification",
+    "wavlm": "WavLMForSequenceClassification",
 }
 
 
-def model_file(name: str, revision: str | None, filename: str) -> Path | None:
-    """A file of the model, from its folder or the Hub; None where it has none of that name."""
-    folder = Path(name)
-    if not os.path.isdir(folder):
-        return hub_file(name, filename, revision)
-    return folder / filename if os.path.lexists(folder / filename) else None
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What a config.json says of the model."""
+
+    model_type: str = "wav2vec2"
+    # the convolutions
+    feat_extract_norm: str = "group"  # over time, after the first; "layer": over channels, after each
+    feat_extract_activation: str = "gelu"
+    conv_dim: tuple[int, ...] = (512,) * 7
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    conv_bias: bool = False
+    # between them and the transformer
+    feat_proj_layer_norm: bool = True
+    feat_proj_dropout: float = 0.0
+    num_conv_pos_embeddings: int = 128  # taps
+    num_conv_pos_embedding_groups: int = 16
+    # the transformer
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    do_stable_layer_norm: bool = False  # norms before attention and feed-forward, instead of after
+    layer_norm_eps: float = 1e-5
+    num_buckets: int = 320  # WavLM's: of distances between frames
+    max_bucket_distance: int = 800
+    hidden_dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.1
+    layerdrop: float = 0.1
+    # SpecAugment, see data/spec_augment.py
+    apply_spec_augment: bool = True
+    mask_time_prob: float = 0.05
+    mask_time_length: int = 10
+    mask_time_min_masks: int = 2
+    mask_feature_prob: float = 0.0
+    mask_feature_length: int = 10
+    mask_feature_min_masks: int = 0
+    # the head
+    use_weighted_layer_sum: bool = False
+    classifier_proj_size: int = 256
+    initializer_range: float = 0.02
+    # variants that are not computed here
+    conv_pos_batch_norm: bool = False
+    add_adapter: bool = False
+    adapter_attn_dim: int | None = None
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self | None:
+        """The config in the fields of a config.json; None where encoder.py does not compute such a model."""
+        config = read_fields(cls, values)
+        if config is None:
+            return None
+        is_known = (
+            config.model_type in ARCHITECTURES
+            and config.feat_extract_norm in ("group", "layer")
+            and {config.feat_extract_activation, config.hidden_act} <= set(ACTIVATIONS)
+            and len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0
+            and config.num_attention_heads > 0
+            and config.hidden_size % config.num_attention_heads == 0
+            and not (config.conv_pos_batch_norm or config.add_adapter or config.adapter_attn_dim)
+        )
+        return config if is_known else None
+
+    @property
+    def architecture(self) -> str:
+        """transformers' class for it."""
+        return ARCHITECTURES[self.model_type]
+
+    @property
+    def is_wavlm(self) -> bool:
+        return self.model_type == "wavlm"
 
 
-def missing(name: str, what: str) -> Exception:
-    """What to raise where a model lacks a file: on the Hub that may mean that the Hub is out of reach."""
-    lacks = f"{name} holds no {what}"
-    return UserError(f"{lacks}.") if os.path.isdir(name) else FileNotFoundError(lacks)
+@dataclass(frozen=True)
+class WaveformExtractor:
+    """What a Wav2Vec2FeatureExtractor's preprocessor_config.json says; WaveformCollator does it."""
+
+    feature_extractor_type: str = "Wav2Vec2FeatureExtractor"
+    feature_size: int = 1
+    sampling_rate: int = 16_000  # Hz
+    padding_side: str = "right"
+    padding_value: float = 0.0
+    do_normalize: bool = True
+    return_attention_mask: bool = False
+
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> Self | None:
+        """The settings in these fields; None where they are another extractor's."""
+        extractor = read_fields(cls, values)
+        if extractor is None or "feature_extractor_type" not in values:
+            return None
+        fixed = ("feature_extractor_type", "feature_size", "padding_side")
+        return extractor if all(getattr(extractor, name) == getattr(cls, name) for name in fixed) else None
 
 
-def read_config(name: str, revision: str | None, *, with_labels: bool) -> Any:
-    """A config of the class that config.json names, with the fields which that class has."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
-
-    path = model_file(name, revision, "config.json")
-    if path is None:
-        raise missing(name, "config.json")
-    values = read_json(path)
-    model_type = values.get("model_type")
-    if model_type not in list(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
-        known = ", ".join(sorted(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES))
-        raise UserError(f"{name} is a {model_type}, not one that classifies audio. These do: {known}.")
-    config_class = CONFIG_MAPPING[model_type]
-    fields = {field.name for field in dataclasses.fields(config_class)} - NOT_KEPT
-    kept = known_fields(values, sorted(fields), path)
-    if with_labels:
-        labels = labels_in(values, path)
-        kept["id2label"] = dict(enumerate(labels))
-        kept["label2id"] = {label: id for id, label in enumerate(labels)}
-        kept["problem_type"] = values.get("problem_type")
-    return config_class(**kept)
-
-
-def read_feature_extractor(name: str, revision: str | None, config: Any) -> Any:
-    """The feature extractor of the config's architecture, with the settings which its class has."""
-    import transformers
-
-    path = model_file(name, revision, "preprocessor_config.json")
-    if path is None:
-        raise missing(name, "preprocessor_config.json")
-    values = read_json(path)
-    expected = FEATURE_EXTRACTORS.get(config.model_type, "Wav2Vec2FeatureExtractor")
-    kind = values.get("feature_extractor_type", expected)
-    if kind != expected:
-        raise UserError(f"{path}: a {config.model_type} hears through {expected}, not {kind!r}.")
-    extractor_class = getattr(transformers, expected)
-    defaults = {
-        setting: parameter.default
-        for setting, parameter in inspect.signature(extractor_class.__init__).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    kept = known_fields(values, defaults, path)
-    for setting, value in kept.items():
-        kinds = (int, float) if type(defaults[setting]) is float else (type(defaults[setting]),)
-        if type(value) not in kinds:
-            raise UserError(f"{path}: {setting} is {value!r}, not like {defaults[setting]!r}.")
-    return extractor_class(**kept)
+def read_fields(kind: Any, values: dict[str, Any]) -> Any:
+    """A `kind` of those `values` that are its fields; None where one is not of its default's type."""
+    kept = {}
+    for name, field in kind.__dataclass_fields__.items():
+        if name not in values:
+            continue
+        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
+        default = field.default
+        if isinstance(default, tuple):
+            is_alike = isinstance(value, tuple) and all(type(item) is int for item in value)
+        else:
+            kinds = (int, float) if type(default) is float else (type(default),)
+            is_alike = default is None or type(value) in kinds
+        if not is_alike:
+            return None
+        kept[name] = value
+    return kind(**kept)

@@ -18,7 +18,7 @@ from audiocls.storage import write_text
 
 SHOWN = (
     "learning_rate batch_size gradient_accumulation_steps epochs max_steps warmup_ratio lr_scheduler "
-    "weight_decay max_grad_norm label_smoothing max_seconds freeze_feature_encoder padding_invariant seed"
+    "weight_decay max_grad_norm label_smoothing max_seconds freeze_feature_encoder backbone seed"
 ).split()
 
 

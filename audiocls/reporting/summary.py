@@ -44,6 +44,7 @@ def say_start(
         f"model: {config.model}, {sum(p.numel() for p in parameters) / 1e6:.2f}M parameters, "
         f"{trained / 1e6:.2f}M of them trained"
     )
+    say(f"forward pass: {forward_pass_of(loaded)}")
     say(
         f"steps of {config.clips_per_step} clips, {config.batch_size} at a time, on "
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
@@ -51,6 +52,14 @@ def say_start(
     if device.type == "cpu" and pick_precision(config.precision, device) != "fp32":
         say(f"note: {config.precision} is slower than fp32 on most CPUs")
     say(f"writing to {run_folder}/")
+
+
+def forward_pass_of(loaded: LoadedModel) -> str:
+    """Whose code computes the logits, and what padding does to them."""
+    if not loaded.backbone.is_stock:
+        return "audiocls/model/encoder.py, in which padding changes no result"
+    padding = "changes no result" if loaded.padding_invariant else "changes results, as in the guide"
+    return f"transformers' own {loaded.backbone.config.model_type}, in which padding {padding}"
 
 
 def open_log(
@@ -62,7 +71,7 @@ def open_log(
     alarm = ChanceAlarm(
         config,
         sizes / sizes.sum(),
-        hasattr(loaded.model, "freeze_feature_encoder"),
+        loaded.backbone.takes_waveforms,
         decoded.num_samples[rows].sum() / decoded.sampling_rate / decoded.seconds[rows].sum(),
     )
     trackers = Trackers(config.trackers, run_folder, dataclasses.asdict(config))

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from audiocls.config import seconds_of
 from audiocls.errors import InputOutputFailed
-from audiocls.model.backbone import save_model
+from audiocls.model.files import save_model
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.run_log import Window, say
 from audiocls.storage import (

@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, p
     for batch in batches:
         batch = batch.to(device)
         with autocast(device, precision):
-            logits = model(**batch.inputs).logits
+            logits = model(**batch.inputs)
         all_logits.append(logits.float())
         all_labels.append(batch.labels)
     model.train(was_training)

@@ -13,19 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
 from audiocls.data.loader import ClipDataset, Example
 from audiocls.data.prepare import RunData
-from audiocls.errors import InputOutputFailed
+from audiocls.errors import InputOutputFailed, UserError
 from audiocls.model.loaded import LoadedModel
 
 
 @dataclasses.dataclass
 class Features:
-    """Clips as the encoder heard them: `features[i]` is float16 [frames, channels]."""
+    """What the encoder made of clips: `features[i]` is float16 [frames, channels]."""
 
     waveforms: Waveforms
     cache: FlatFile
@@ -40,10 +39,14 @@ def cache_features(
 ) -> tuple[LoadedModel, RunData]:
     """Model and data as before, but for clips that have been through the model's frozen encoder.
 
-    Raises InputOutputFailed where the cache folder cannot hold them.
+    Raises UserError where transformers' own model runs, which takes no features, InputOutputFailed where the
+    cache folder cannot hold them.
     """
+    if loaded.backbone.is_stock:
+        kind = loaded.backbone.config.model_type
+        raise UserError(f"--cache-features needs audiocls's forward pass, and transformers' own {kind} runs.")
     waveforms: Waveforms = data.train.decoded
-    encoder: Any = loaded.model.base_model.feature_extractor
+    encoder: Any = loaded.model.encoder.feature_extractor
     channels = loaded.backbone.config.conv_dim[-1]
     rows = np.sort(np.concatenate([part.rows for part in (data.train, data.evaluation, data.test) if part]))
     frames = np.zeros(len(waveforms.clips), np.int64)
@@ -73,12 +76,11 @@ def cache_features(
     features = Features(
         waveforms, FlatFile(folder / CacheWriter.VALUES, frames, np.float16, channels), channels
     )
-    let_through(encoder)
 
     def with_features(clips: ClipDataset) -> ClipDataset:
         return dataclasses.replace(clips, waveforms=features)
 
-    return dataclasses.replace(loaded, hears_features=True), dataclasses.replace(
+    return dataclasses.replace(loaded, takes_features=True), dataclasses.replace(
         data,
         train=with_features(data.train),
         evaluation=with_features(data.evaluation),
@@ -90,13 +92,3 @@ def is_whole(folder: Path, num_bytes: int) -> bool:
     with contextlib.suppress(OSError):
         return (folder / CacheWriter.VALUES).stat().st_size == num_bytes
     return False
-
-
-def let_through(encoder: Any) -> None:
-    """Make an encoder return what has been through it, [batch, channels, frames], as it is."""
-    forward = encoder.forward
-
-    def forward_waveforms(input_values: Tensor) -> Tensor:
-        return input_values.float() if input_values.ndim == 3 else forward(input_values)
-
-    encoder.forward = forward_waveforms

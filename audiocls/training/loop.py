@@ -16,7 +16,7 @@ from audiocls.data.loader import ClipDataset, Loader, length_edges, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
-from audiocls.model.fast import compile_parts, make_fast
+from audiocls.model.kernels import keep_freed_memory
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
@@ -48,11 +48,11 @@ def train(
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
     """
-    make_fast(loaded.model, device)  # the same results, sooner
+    keep_freed_memory()
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     if config.compile:
-        compile_parts(model)
+        loaded.compile()
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     plan = BatchPlan(
@@ -148,7 +148,7 @@ def train(
                 phase("forward")
                 seed_everything(config.seed, state.step, micro_batch, device)
                 with autocast(device, precision):
-                    logits = model(**batch.inputs).logits
+                    logits = model(**batch.inputs)
                 # float32: a bf16 cross-entropy loses digits. The sum is divided by the step's true number of
                 # clips, so that one large batch, any division of it into micro-batches and an epoch's short
                 # last step have the same gradient.

@@ -52,7 +52,7 @@ def fits(
         kept = [torch.zeros_like(parameter) for parameter in trained for _ in range(3)]
         batch = loaded.training_collator(config.seed)([clips[index] for index in longest]).to(device)
         with autocast(device, pick_precision(config.precision, device)):
-            logits = model(**batch.inputs).logits
+            logits = model(**batch.inputs)
         F.cross_entropy(logits.float(), batch.labels).backward()
         del kept
     except RuntimeError as error:

@@ -117,6 +117,7 @@ def write_run(
         "hub_commits": data.commits | ({config.model: backbone.commit} if backbone.commit else {}),
         "device": device_name(device),
         "precision": pick_precision(config.precision, device),
+        "forward_pass": "transformers" if backbone.is_stock else "audiocls",
         "versions": {
             "audiocls": __version__,
             "python": platform.python_version(),

@@ -1,0 +1,367 @@
+"""Speech encoders from waveform to logits, in plain torch: read it from top to bottom.
+
+Wav2Vec2, HuBERT, UniSpeech, UniSpeech-SAT and WavLM under a classification head: one forward pass for
+training and for classifying. The mathematics and the parameters' names and shapes are those of transformers'
+classes (settings.ARCHITECTURES): their weights are loaded here, and they load what is saved here. Two things
+are added: padding changes no result, and SpecAugment's masks and a frozen encoder's features are arguments.
+
+    input_values    float32 [batch, samples]            waveforms, zero-padded on the right
+    features        float [batch, channels, frames]     what the convolutions make of them
+    hidden_states   float [batch, frames, hidden]       before the first transformer layer, and after each
+    logits          float [batch, labels]               of the mean over a clip's frames
+
+`part("layer 3")` is a range of that name in a profiler's trace.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.profiler import record_function as part
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from audiocls.model.kernels import attention, dropout, linear, long_convolution
+from audiocls.model.settings import EncoderConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+
+
+class SpeechClassifier(nn.Module):
+    """An encoder under a mean over each clip's frames and a linear head."""
+
+    def __init__(self, config: EncoderConfig, num_labels: int) -> None:
+        super().__init__()
+        self.config = config
+        # transformers names it after the architecture: `wav2vec2.encoder.layers.0.attention.q_proj.weight`.
+        self.base_name = config.model_type.replace("-", "_")
+        self.add_module(self.base_name, Encoder(config))
+        if config.use_weighted_layer_sum:
+            num_states = config.num_hidden_layers + 1
+            self.layer_weights = nn.Parameter(torch.full((num_states,), 1 / num_states))
+        self.projector = nn.Linear(config.hidden_size, config.classifier_proj_size)
+        self.classifier = nn.Linear(config.classifier_proj_size, num_labels)
+
+    @property
+    def encoder(self) -> "Encoder":
+        return getattr(self, self.base_name)
+
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        lengths: Tensor | None = None,
+        masked_frames: Tensor | None = None,
+        masked_channels: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, float [batch, labels], of clips whose result does not depend on what is padded beside them.
+
+        Args:
+            input_values: float32 [batch, samples], padded on the right.
+            lengths: int64 [batch], the samples of each clip; None: nothing is padded.
+            masked_frames: bool [batch, frames], True where SpecAugment hides a frame; None: nowhere.
+            masked_channels: bool [batch, hidden], likewise; None: nowhere.
+            features: float [batch, channels, frames], instead of `input_values` what the convolutions made of
+                them. `lengths` counts samples all the same.
+        """
+        encoded = self.encoder(input_values, lengths, masked_frames, masked_channels, features)
+        with part("head"):
+            hidden_states = encoded.last_hidden_state
+            if self.config.use_weighted_layer_sum:
+                weights = self.layer_weights.softmax(-1)
+                hidden_states = torch.tensordot(weights, torch.stack(encoded.hidden_states), dims=1)
+            projected = self.projector(hidden_states)  # [batch, frames, projection]
+            if encoded.is_real is None:
+                pooled = projected.mean(1)
+            else:
+                is_real = encoded.is_real[..., None]
+                pooled = (projected * is_real).sum(1) / is_real.sum(1)
+            return self.classifier(pooled)
+
+
+class Encoded(NamedTuple):
+    """What an encoder made of a batch."""
+
+    last_hidden_state: Tensor  # float [batch, frames, hidden]
+    hidden_states: list[Tensor]  # before the first layer and after each, of that shape
+    is_real: Tensor | None  # bool [batch, frames], False where a frame is padding; None: nothing is padded
+
+
+class Encoder(nn.Module):
+    """Convolutions, a projection and a transformer: what is pretrained."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.feature_extractor = Convolutions(config)
+        self.feature_projection = Projection(config)
+        if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+            self.masked_spec_embed = nn.Parameter(torch.rand(config.hidden_size))
+        self.encoder = Transformer(config)
+
+    def forward(
+        self,
+        input_values: Tensor | None,
+        lengths: Tensor | None = None,
+        masked_frames: Tensor | None = None,
+        masked_channels: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Encoded:
+        with part("convolutions"):
+            if features is None:
+                features = self.feature_extractor(input_values, lengths)
+        with part("projection"):
+            hidden_states = self.feature_projection(features.float().transpose(1, 2))
+            is_real = None
+            if masked_frames is not None:
+                masked = self.masked_spec_embed.to(hidden_states.dtype)
+                hidden_states = torch.where(masked_frames[..., None], masked, hidden_states)
+            if masked_channels is not None:
+                hidden_states = hidden_states.masked_fill(masked_channels[:, None], 0)
+            if lengths is not None:
+                frames = torch.arange(hidden_states.shape[1], device=lengths.device)
+                is_real = frames < self.feature_extractor.num_frames(lengths)[:, None]
+                hidden_states = hidden_states * is_real[..., None]
+        last_hidden_state, all_hidden_states = self.encoder(hidden_states, is_real)
+        return Encoded(last_hidden_state, all_hidden_states, is_real)
+
+
+class Convolutions(nn.Module):
+    """Strided convolutions that make frames (of 20 ms in the published models) from samples."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        numbers = range(len(config.conv_dim))
+        self.conv_layers: Any = nn.ModuleList(Convolution(config, number) for number in numbers)
+
+    def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """float32 [batch, samples] -> features, float [batch, channels, frames]."""
+        hidden_states, num_frames = input_values[:, None], lengths
+        for convolution in self.conv_layers:
+            num_frames = None if num_frames is None else convolution.num_frames(num_frames)
+            hidden_states = convolution(hidden_states, num_frames)
+        return hidden_states
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        """The frames that come of so many samples, int64 [batch] of int64 [batch]."""
+        for convolution in self.conv_layers:
+            lengths = convolution.num_frames(lengths)
+        return lengths
+
+
+class Convolution(nn.Module):
+    """A convolution, its norm, if it has one, and the activation."""
+
+    def __init__(self, config: EncoderConfig, number: int) -> None:
+        super().__init__()
+        self.kernel, self.stride = config.conv_kernel[number], config.conv_stride[number]
+        channels, width = (1, *config.conv_dim)[number], config.conv_dim[number]
+        self.conv = nn.Conv1d(channels, width, self.kernel, self.stride, bias=config.conv_bias)
+        self.activation = ACTIVATIONS[config.feat_extract_activation]
+        if config.feat_extract_norm == "layer":
+            self.layer_norm: nn.Module | None = nn.LayerNorm(width)
+        else:
+            self.layer_norm = nn.GroupNorm(width, width) if number == 0 else None
+
+    def forward(self, hidden_states: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        """float [batch, channels, time] -> the same, shorter; `num_frames`, int64 [batch], of it are real."""
+        hidden_states = self.conv(hidden_states)
+        if isinstance(self.layer_norm, nn.LayerNorm):
+            hidden_states = self.layer_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        elif isinstance(self.layer_norm, nn.GroupNorm):
+            hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames)
+        return self.activation(hidden_states)
+
+    def num_frames(self, lengths: Tensor) -> Tensor:
+        return (lengths - self.kernel) // self.stride + 1
+
+
+def norm_over_time(hidden_states: Tensor, norm: nn.GroupNorm, num_frames: Tensor | None) -> Tensor:
+    """`norm`, of one channel a group, over the first `num_frames` frames of each clip.
+
+    float [batch, channels, frames] -> the same; padded frames become the bias. Over all frames, as in
+    transformers, zeros beside a clip would change every value of it.
+    """
+    if num_frames is None:
+        return norm(hidden_states)
+    hidden_states = hidden_states.float()
+    count = num_frames[:, None, None]
+    is_real = torch.arange(hidden_states.shape[-1], device=count.device) < count  # bool [batch, 1, frames]
+    # These are the largest tensors there are: one more is made than torch's own norm would, none is kept.
+    mean = (hidden_states * is_real).sum(-1, keepdim=True) / count
+    centered = (hidden_states - mean).mul_(is_real)
+    variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square() / count
+    scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
+    return torch.addcmul(norm.bias[:, None], centered, scale)
+
+
+class Projection(nn.Module):
+    """From the convolutions' width to the transformer's."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        channels = config.conv_dim[-1]
+        if config.feat_proj_layer_norm:
+            self.layer_norm = nn.LayerNorm(channels, eps=config.layer_norm_eps)
+        self.projection = nn.Linear(channels, config.hidden_size)
+        self.config = config
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float [batch, frames, channels] -> float [batch, frames, hidden]."""
+        if self.config.feat_proj_layer_norm:
+            features = self.layer_norm(features)
+        return dropout(linear(features, self.projection), self.config.feat_proj_dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Layers over frames that know their position by a convolution over their neighbours."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.pos_conv_embed = PositionalConvolution(config)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layers: Any = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
+
+    def forward(self, hidden_states: Tensor, is_real: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        """float [batch, frames, hidden], bool [batch, frames] -> the last hidden state, and all of them."""
+        with part("positional convolution"):
+            hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
+            if not self.config.do_stable_layer_norm:
+                hidden_states = self.layer_norm(hidden_states)
+            hidden_states = dropout(hidden_states, self.config.hidden_dropout, self.training)
+        mask = (
+            None if is_real is None else is_real[:, None, None]
+        )  # bool [batch, 1, 1, keys], True = attended to
+        position_bias = None
+        if self.config.is_wavlm:
+            position_bias = self.layers[0].attention.position_bias(hidden_states.shape[1])
+        all_hidden_states = [hidden_states]
+        for number, layer in enumerate(self.layers):
+            with part(f"layer {number}"):
+                if not self.is_dropped(number):
+                    hidden_states = layer(hidden_states, mask, position_bias)
+            all_hidden_states.append(hidden_states)
+        if self.config.do_stable_layer_norm:
+            hidden_states = self.layer_norm(hidden_states)
+        return hidden_states, all_hidden_states
+
+    def is_dropped(self, number: int) -> bool:
+        """LayerDrop (Fan et al. 2019, https://arxiv.org/abs/1909.11556), drawn on the CPU: nothing waits."""
+        if not self.training or self.config.layerdrop == 0 or (number == 0 and self.config.is_wavlm):
+            return False
+        return bool(torch.rand([]) < self.config.layerdrop)
+
+
+class PositionalConvolution(nn.Module):
+    """A convolution of many taps over the frames: their relative position, learned."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        width, taps, groups = (
+            config.hidden_size,
+            config.num_conv_pos_embeddings,
+            config.num_conv_pos_embedding_groups,
+        )
+        self.conv = weight_norm(nn.Conv1d(width, width, taps, padding=taps // 2, groups=groups), dim=2)
+        self.activation = ACTIVATIONS[config.feat_extract_activation]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """float [batch, frames, hidden] -> the same."""
+        positions = long_convolution(hidden_states.transpose(1, 2), self.conv)
+        return self.activation(positions[..., : hidden_states.shape[1]]).transpose(
+            1, 2
+        )  # an even kernel makes one more
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each with its residual and its norm."""
+
+    def __init__(self, config: EncoderConfig, number: int) -> None:
+        super().__init__()
+        self.config = config
+        self.attention = Attention(config, number)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, position_bias: Tensor | None) -> Tensor:
+        """float [batch, frames, hidden] -> the same; mask and bias are those of Attention."""
+        p = self.config.hidden_dropout
+        if self.config.do_stable_layer_norm:
+            attended = self.attention(self.layer_norm(hidden_states), mask, position_bias)
+            hidden_states = hidden_states + dropout(attended, p, self.training)
+            return hidden_states + self.feed_forward(self.final_layer_norm(hidden_states))
+        attended = self.attention(hidden_states, mask, position_bias)
+        hidden_states = self.layer_norm(hidden_states + dropout(attended, p, self.training))
+        return self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads; WavLM's also has a bias for how far frames are apart."""
+
+    def __init__(self, config: EncoderConfig, number: int) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.hidden_size, config.num_attention_heads
+        self.k_proj, self.v_proj, self.q_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        if config.is_wavlm:
+            self.gru_rel_pos_const = nn.Parameter(torch.ones(1, heads, 1, 1))
+            self.gru_rel_pos_linear = nn.Linear(width // heads, 8)
+            if number == 0:
+                self.rel_attn_embed = nn.Embedding(config.num_buckets, heads)
+
+    def forward(self, hidden_states: Tensor, mask: Tensor | None, position_bias: Tensor | None) -> Tensor:
+        heads = self.config.num_attention_heads
+        query, key, value = (
+            linear(hidden_states, projection).unflatten(-1, (heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )  # [batch, heads, frames, width of a head]
+        if position_bias is not None:
+            mask = self.gated(position_bias, hidden_states.unflatten(-1, (heads, -1)).transpose(1, 2), mask)
+        p = self.config.attention_dropout if self.training else 0.0
+        attended = attention(query, key, value, mask, p)
+        return linear(attended.transpose(1, 2).flatten(2), self.out_proj)
+
+    def position_bias(self, num_frames: int) -> Tensor:
+        """float [heads, frames, frames]: a learned number for each bucket of distances between frames.
+
+        The buckets are T5's (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): near distances have one
+        each, farther ones share them by their logarithm.
+        """
+        position = torch.arange(num_frames, device=self.rel_attn_embed.weight.device)
+        distance = position - position[:, None]
+        half = self.config.num_buckets // 2  # for each direction
+        exact = half // 2
+        far = torch.log(distance.abs().float() / exact) / math.log(self.config.max_bucket_distance / exact)
+        far = (exact + far * (half - exact)).long().clamp(max=half - 1)
+        bucket = torch.where(distance.abs() < exact, distance.abs(), far) + half * (distance > 0)
+        return self.rel_attn_embed(bucket).permute(2, 0, 1)
+
+    def gated(self, position_bias: Tensor, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
+        """The bias times what each frame makes of it, to add to scores: float [batch, heads, frames, frames].
+
+        `hidden_states` are split into heads, [batch, heads, frames, width of a head]. Where `mask` is False, it
+        is -inf. Source: Chen et al. 2021, https://arxiv.org/abs/2110.13900, section 3.1.
+        """
+        a, b = self.gru_rel_pos_linear(hidden_states).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)
+        bias = (a * (b * self.gru_rel_pos_const - 1.0) + 2.0) * position_bias
+        return bias if mask is None else bias.masked_fill(~mask, -math.inf)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with the activation between them."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.intermediate_dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.output_dense = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.activation(linear(hidden_states, self.intermediate_dense))
+        hidden_states = dropout(hidden_states, self.config.activation_dropout, self.training)
+        hidden_states = linear(hidden_states, self.output_dense)
+        return dropout(hidden_states, self.config.hidden_dropout, self.training)

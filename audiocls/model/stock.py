@@ -1,0 +1,54 @@
+"""transformers' own model, unpatched: for all that encoder.py does not compute, and on request."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StockModel(nn.Module):
+    """A model of `AutoModelForAudioClassification`, called as SpeechClassifier is."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model  # a transformers PreTrainedModel
+
+    def forward(
+        self, lengths: Tensor | None = None, masked_frames: Tensor | None = None, **inputs: Tensor
+    ) -> Tensor:
+        """Logits, float [batch, labels].
+
+        Args:
+            lengths: int64 [batch], the samples of each clip; None: the model is told of no padding.
+            masked_frames: bool [batch, frames], True where SpecAugment hides a frame.
+            inputs: `input_values`, float32 [batch, samples], or what its feature extractor makes of them.
+        """
+        if lengths is not None:
+            samples = torch.arange(inputs["input_values"].shape[1], device=lengths.device)
+            inputs["attention_mask"] = samples < lengths[:, None]
+        if masked_frames is not None:
+            inputs["mask_time_indices"] = masked_frames
+        return self.model(**inputs).logits
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Under transformers' own names, as they are saved: without a prefix."""
+        return self.model.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(*args, **kwargs)
+
+
+def padding_changes_nothing(config: Any, feature_extractor: Any) -> bool:
+    """Whether a clip's logits by transformers' model are the same whatever is padded beside it.
+
+    They are where the feature extractor brings every clip to one length, or the model masks the padding well
+    and is told of it. Else padding reaches real frames: through a norm over time (Wav2Vec2 and its kin with
+    `feat_extract_norm` "group"), the positional convolutions (Data2Vec-Audio), the convolution modules
+    (Wav2Vec2-Conformer) or the pooling of frames (SEW, SEW-D).
+    """
+    match config.model_type:
+        case "audio-spectrogram-transformer" | "whisper" | "wav2vec2-bert":
+            return True
+        case "wav2vec2" | "hubert" | "wavlm" | "unispeech" | "unispeech-sat":
+            return config.feat_extract_norm == "layer" and feature_extractor.return_attention_mask
+    return False
