@@ -38,12 +38,12 @@ def where_a_step_goes(backbone: Path, batch_size: int, device: Any, *, is_compil
     """Milliseconds of a step, of its parts by themselves and of the host's wait; and how many kernels."""
     import numpy as np
     import torch
+    from audiocls.model.fast import make_fast
     from torch.nn import functional as F
 
     from audiocls.data.loader import Example
     from audiocls.devices import synchronize
     from audiocls.model.backbone import load_for_training, open_backbone
-    from audiocls.model.fast import make_fast
     from audiocls.training.optim import make_optimizer
 
     loaded = load_for_training(open_backbone(str(backbone)), LABELS, seed=0)

@@ -1,5 +1,7 @@
 """Tiny random models of every architecture that classifies audio, each with its feature extractor."""
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ from audiocls.torchaudio_guard import import_torchaudio
 
 import_torchaudio()  # before transformers does, which fails where its compiled extension does not load
 
+import torch  # noqa: E402
 from transformers import (  # noqa: E402
     ASTConfig,
     ASTFeatureExtractor,
@@ -26,6 +29,9 @@ from transformers import (  # noqa: E402
     WhisperConfig,
     WhisperFeatureExtractor,
 )
+
+from audiocls.model.backbone import load_for_inference  # noqa: E402
+from audiocls.model.loaded import LoadedModel  # noqa: E402
 
 SMALL = {
     "hidden_size": 32,
@@ -93,10 +99,26 @@ def feature_extractor_for(name: str) -> Any:
             return Wav2Vec2FeatureExtractor(return_attention_mask=name in ("wav2vec2-layer-norm", "wavlm"))
 
 
-def save_backbone(name: str, folder: Path) -> None:
+def save_backbone(name: str, folder: Path, changes: dict[str, Any] | None = None) -> None:
     """A pretrained backbone as it is published: without a classification head."""
-    model = AutoModelForAudioClassification.from_config(CONFIGS[name]())
+    config = CONFIGS[name]()
+    for key, value in (changes or {}).items():
+        setattr(config, key, value)
+    model = AutoModelForAudioClassification.from_config(config)
     head = ("projector.", "classifier.")
     headless = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}
     model.save_pretrained(folder, state_dict=headless)
     feature_extractor_for(name).save_pretrained(folder)
+
+
+def fine_tuned(name: str, labels: Sequence[str], **changes: Any) -> LoadedModel:
+    """A classifier of random weights, through a folder."""
+    torch.manual_seed(0)
+    config = CONFIGS[name]()
+    settings = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
+    for key, value in (settings | changes).items():
+        setattr(config, key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        AutoModelForAudioClassification.from_config(config).save_pretrained(folder)
+        feature_extractor_for(name).save_pretrained(folder)
+        return load_for_inference(folder)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from architectures import CONFIGS, save_backbone
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
 from audiocls.data.loader import Example
@@ -18,8 +18,8 @@ from audiocls.model.backbone import (
     load_for_inference,
     load_for_training,
     open_backbone,
-    save_model,
 )
+from audiocls.model.files import save_model
 from audiocls.model.loaded import LoadedModel
 
 LABELS = ["down", "left", "up"]
@@ -52,7 +52,7 @@ def test_trains_on_clips_down_to_the_shortest_it_can_hear(architecture: tuple[st
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for lengths in ((shortest,), (shortest, shortest + 1), (16_000, 5_000, 11_111)):
         batch = collate([Example(waveform) for waveform in waveforms(*lengths)])
-        logits = model(**batch.inputs).logits
+        logits = model(**batch.inputs)
         assert logits.shape == (len(lengths), len(LABELS))
         assert torch.isfinite(logits).all()
         torch.nn.functional.cross_entropy(logits, batch.labels).backward()
@@ -85,13 +85,13 @@ def test_saved_model_scores_as_the_pipeline_whatever_shares_its_batch(
 
 def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architecture: tuple[str, Path]) -> None:
     name, folder = architecture
-    model = load_for_training(open_backbone(str(folder)), LABELS, seed=0).model
+    loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
     if name in HAVE_NO_FEATURE_ENCODER:
         with pytest.raises(UserError, match="no convolutional encoder"):
-            freeze_feature_encoder(model, name)
+            freeze_feature_encoder(loaded)
     else:
-        freeze_feature_encoder(model, name)
-        frozen = [key for key, p in model.named_parameters() if not p.requires_grad]
+        freeze_feature_encoder(loaded)
+        frozen = [key for key, p in loaded.model.named_parameters() if not p.requires_grad]
         assert any(".feature_extractor.conv_layers.0." in key for key in frozen)
 
 
@@ -99,9 +99,10 @@ def test_half_precision_weights_train_in_float32_and_checkpointing_is_taken_out(
     architecture: tuple[str, Path], tmp_path: Path
 ) -> None:
     _, folder = architecture
-    loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
-    loaded.model.half().save_pretrained(tmp_path)
-    loaded.backbone.feature_extractor.save_pretrained(tmp_path)
+    save_model(load_for_training(open_backbone(str(folder)), LABELS, seed=0), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    halved = {key: t.half() if t.is_floating_point() else t for key, t in load_file(weights).items()}
+    save_file(halved, weights, {"format": "pt"})
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"gradient_checkpointing": True}))
 
@@ -118,8 +119,9 @@ def spread_logits(loaded: LoadedModel) -> None:
     """Scale the classifier until its logits differ by about 1: else any two outputs are alike."""
     model = loaded.model.eval()
     batch = loaded.collator()([Example(waveform) for waveform in waveforms(16_000, 16_000, 16_000, 16_000)])
-    head = getattr(model.classifier, "dense", model.classifier)
+    classifier = getattr(model, "model", model).classifier
+    head = getattr(classifier, "dense", classifier)
     with torch.no_grad():
-        logits = model(**batch.inputs).logits
+        logits = model(**batch.inputs)
         head.weight /= logits.std()
         head.bias /= logits.std()

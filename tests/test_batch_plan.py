@@ -125,7 +125,7 @@ def test_workers_do_not_change_what_a_step_sees() -> None:
         loader = make_loader(
             clips,
             plan.micro_batches(0, 1),
-            WaveformCollator(extractor, with_mask=True),
+            WaveformCollator(extractor, with_lengths=True),
             num_workers=num_workers,
             device=torch.device("cpu"),
         )
@@ -140,7 +140,7 @@ def test_workers_do_not_change_what_a_step_sees() -> None:
         alone, with_two, strict=True
     ):
         assert (labels, num_samples) == (other_labels, other_num_samples)
-        assert inputs.keys() == other_inputs.keys() == {"input_values", "attention_mask"}
+        assert inputs.keys() == other_inputs.keys() == {"input_values", "lengths"}
         assert all(torch.equal(inputs[name], other_inputs[name]) for name in inputs)
 
 
@@ -208,7 +208,7 @@ def test_a_compiled_model_meets_few_lengths_and_padding_to_them_stays_small() ->
     assert len(edges) == 4 and edges[-1] == lengths.max()
     assert length_edges(np.full(9, 16_000)) == (16_000,)
     extractor = SimpleNamespace(padding_value=0.0, do_normalize=False, return_attention_mask=True)
-    collate = WaveformCollator(extractor, with_mask=True, edges=edges)
+    collate = WaveformCollator(extractor, with_lengths=True, edges=edges)
     plan = BatchPlan(500, 16, 16, seed=0, epochs=1, lengths=lengths)
     batches = [
         collate([Example(np.ones(lengths[clip], np.float32)) for clip in clips])

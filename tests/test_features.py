@@ -24,7 +24,7 @@ SETTINGS = {"batch_size": 4, "gradient_accumulation_steps": 2, "epochs": 3, "lea
 
 def frozen(model: Callable[..., LoadedModel], data: RunData, **config: object) -> LoadedModel:
     loaded = model(data, **config)
-    freeze_feature_encoder(loaded.model, "model")
+    freeze_feature_encoder(loaded)
     return loaded
 
 
@@ -54,7 +54,7 @@ def test_features_are_what_the_encoder_makes_of_the_clip_alone(
 ) -> None:
     data = run_data(7, samples=(400, 1_600))
     loaded = frozen(spread_model, data)
-    encoder = loaded.model.base_model.feature_extractor
+    encoder = loaded.model.encoder.feature_extractor
     collate = loaded.collator()
     with torch.no_grad():
         expected = [
@@ -64,8 +64,8 @@ def test_features_are_what_the_encoder_makes_of_the_clip_alone(
     cached, heard = cache_features(loaded, data, tmp_path / "cache", CPU)
     for index, features in enumerate(expected):
         np.testing.assert_array_equal(heard.train[index][0], features.half().numpy())
-    assert cached.hears_features
-    assert not loaded.hears_features
+    assert cached.takes_features
+    assert not loaded.takes_features
 
 
 def test_a_second_run_reads_them_and_other_weights_or_preprocessing_do_not(
@@ -77,8 +77,10 @@ def test_a_second_run_reads_them_and_other_weights_or_preprocessing_do_not(
     passes = []
     for change, do_normalize in ((0.0, True), (0.0, True), (0.1, True), (0.0, False)):
         loaded = frozen(spread_model, data)
-        loaded.backbone.feature_extractor.do_normalize = do_normalize
-        encoder = loaded.model.base_model.feature_extractor
+        extractor = dataclasses.replace(loaded.backbone.feature_extractor, do_normalize=do_normalize)
+        backbone = dataclasses.replace(loaded.backbone, feature_extractor=extractor)
+        loaded = dataclasses.replace(loaded, backbone=backbone)
+        encoder = loaded.model.encoder.feature_extractor
         with torch.no_grad():
             next(encoder.parameters()).add_(change)
         counted: list[int] = []
@@ -93,8 +95,8 @@ def test_a_second_run_reads_them_and_other_weights_or_preprocessing_do_not(
     [
         (["--cache-features"], "--freeze-feature-encoder"),
         (
-            ["--cache-features", "--freeze-feature-encoder", "--no-padding-invariant"],
-            "--no-padding-invariant",
+            ["--cache-features", "--freeze-feature-encoder", "--backbone", "transformers"],
+            "--backbone transformers",
         ),
     ],
 )
@@ -113,8 +115,8 @@ def test_batches_hold_half_precision(
     data = run_data(7, samples=(400, 1_600))
     loaded, heard = cache_features(frozen(spread_model, data), data, tmp_path / "cache", CPU)
     batch = next(iter(evaluation_loader(TrainConfig(num_workers=0), heard.evaluation, loaded, CPU)))
-    assert batch.inputs["input_values"].dtype == torch.float16
-    assert batch.inputs["input_values"].ndim == 3
+    assert batch.inputs["features"].dtype == torch.float16
+    assert batch.inputs["features"].ndim == 3
 
 
 def test_features_that_are_cut_short_or_of_other_clips_are_made_again(

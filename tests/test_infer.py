@@ -7,25 +7,18 @@ from pathlib import Path
 
 import pytest
 import soundfile
-import torch
-from architectures import CONFIGS, feature_extractor_for
+from architectures import fine_tuned
 from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_wav
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from test_architectures import spread_logits
-from transformers import AutoModelForAudioClassification
 
-from audiocls.model.backbone import save_model
-from audiocls.model.loaded import Backbone, LoadedModel
+from audiocls.model.files import save_model
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved Wav2Vec2 that knows the labels a, b and c."""
-    torch.manual_seed(0)
-    config = CONFIGS["wav2vec2"]()
-    config.id2label, config.label2id = dict(enumerate("abc")), {label: id for id, label in enumerate("abc")}
-    backbone = Backbone("", None, config, feature_extractor_for("wav2vec2"))
-    loaded = LoadedModel(AutoModelForAudioClassification.from_config(config).eval(), backbone)
+    loaded = fine_tuned("wav2vec2", "abc")
     spread_logits(loaded)
     folder = tmp_path_factory.mktemp("model")
     save_model(loaded, folder)

@@ -1,5 +1,6 @@
 """Classifier: the pipeline's scores in any company; what is refused stops nothing."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from architectures import CONFIGS, feature_extractor_for
+from architectures import fine_tuned
 from test_architectures import LABELS, spread_logits, waveforms
-from transformers import AutoModelForAudioClassification, pipeline
+from transformers import pipeline
 
 from audiocls import Classifier
 from audiocls.data.clips import Clip, FileAudio
@@ -19,21 +20,14 @@ from audiocls.data.loader import Example
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.classifier import POOL_BATCHES, model_folder
 from audiocls.inference.recordings import as_float
-from audiocls.model.backbone import save_model
-from audiocls.model.loaded import Backbone, LoadedModel
+from audiocls.model.files import save_model
 from audiocls.storage import complete_folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved Wav2Vec2 whose scores differ visibly."""
-    torch.manual_seed(0)
-    config = CONFIGS["wav2vec2"]()
-    config.id2label, config.label2id = dict(enumerate(LABELS)), {label: id for id, label in enumerate(LABELS)}
-    extractor = feature_extractor_for("wav2vec2")
-    loaded = LoadedModel(
-        AutoModelForAudioClassification.from_config(config).eval(), Backbone("", None, config, extractor)
-    )
+    loaded = fine_tuned("wav2vec2", LABELS)
     spread_logits(loaded)
     folder = tmp_path_factory.mktemp("model")
     save_model(loaded, folder)
@@ -109,11 +103,11 @@ def test_refused_inputs_are_rows_with_a_reason_and_the_rest_goes_on(
 )
 def test_scores_are_what_the_problem_type_says(model: Path, problem_type: str, apply: object) -> None:
     classifier = Classifier.from_pretrained(model)
-    classifier.model.config.problem_type = problem_type
+    classifier.backbone = dataclasses.replace(classifier.backbone, problem_type=problem_type)
     (prediction,) = classifier(waveforms(8_000), sampling_rate=16_000, top_k=3)
     batch = classifier.collate([Example(waveforms(8_000)[0])])
     with torch.inference_mode():
-        expected = apply(classifier.model(**batch.inputs).logits[0])  # type: ignore[operator]
+        expected = apply(classifier.model(**batch.inputs)[0])  # type: ignore[operator]
     assert dict(prediction.scores) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)))
 
 

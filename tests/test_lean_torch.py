@@ -6,7 +6,8 @@ import pytest
 from architectures import save_backbone
 from data_helpers import ROOT, run_script, write_wav
 
-from audiocls.model.backbone import load_for_training, open_backbone, save_model
+from audiocls.model.backbone import load_for_training, open_backbone
+from audiocls.model.files import save_model
 
 LEAN = "import sys\nfrom audiocls.lean_torch import complete_torch, import_lean_torch\nimport_lean_torch()\n"
 USE = """

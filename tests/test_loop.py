@@ -59,9 +59,8 @@ def watch_training(loaded: LoadedModel, change: Callable[[int, torch.Tensor], to
     """Put `change(number of the forward pass from 0, logits)` in the place of the logits, while training."""
     passes = itertools.count()
 
-    def forward_hook(model: Any, args: Any, output: Any) -> None:
-        if model.training:
-            output.logits = change(next(passes), output.logits)
+    def forward_hook(model: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+        return change(next(passes), logits) if model.training else logits
 
     loaded.model.register_forward_hook(forward_hook)
 
@@ -156,7 +155,7 @@ def test_a_short_last_step_has_the_gradient_of_its_clips_mean(
     loaded = spread_model(data)
     last = BatchPlan(14, 9, 9, TrainConfig.seed, 1).steps(0)[1][0]
     batch = collator(loaded.backbone)([data.train[index] for index in last])
-    F.cross_entropy(loaded.model.train()(**batch.inputs).logits, batch.labels).backward()
+    F.cross_entropy(loaded.model.train()(**batch.inputs), batch.labels).backward()
     assert len(last) == 5  # 3 + 2
     norm = torch.stack([gradient.norm() for gradient in gradients[1]]).norm().item()
     for ours, parameter in zip(gradients[1], loaded.model.parameters(), strict=True):
@@ -760,7 +759,7 @@ def test_evaluation_is_scikit_learns_and_the_same_in_batches_of_any_size(
     clips = [data.evaluation[index] for index in range(23)]
     batch = collator(loaded.backbone)(clips)
     with torch.no_grad():
-        logits = loaded.model.eval()(**batch.inputs).logits
+        logits = loaded.model.eval()(**batch.inputs)
     predicted = logits.argmax(-1).numpy()
     assert len(set(predicted.tolist())) > 1
     for result in results:
@@ -780,7 +779,7 @@ def test_label_smoothing_is_in_the_training_loss_and_not_in_the_evaluations(
     batch = collator(loaded.backbone)([data.train[index] for index in range(12)])
     with torch.no_grad():
         smoothed, plain = (
-            F.cross_entropy(loaded.model(**batch.inputs).logits, batch.labels, label_smoothing=s).item()
+            F.cross_entropy(loaded.model(**batch.inputs), batch.labels, label_smoothing=s).item()
             for s in (0.3, 0.0)
         )
     settings = {"batch_size": 12, "gradient_accumulation_steps": 1, "max_steps": 1, "warmup_ratio": 1.0}
@@ -791,7 +790,7 @@ def test_label_smoothing_is_in_the_training_loss_and_not_in_the_evaluations(
     clips = [data.evaluation[index] for index in range(12)]
     batch = collator(loaded.backbone)(clips)
     with torch.no_grad():
-        expected = F.cross_entropy(loaded.model.eval()(**batch.inputs).logits, batch.labels).item()
+        expected = F.cross_entropy(loaded.model.eval()(**batch.inputs), batch.labels).item()
     assert run.records("eval")[0]["loss"] == pytest.approx(expected, abs=1e-6)
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from report_helpers import HOSTILE, write_run_folder
 from sklearn import metrics as sklearn_metrics
 
-from audiocls.model.backbone import save_model
+from audiocls.model.files import save_model
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.model_card import model_card, write_model_card
 from audiocls.reporting.results import read_run

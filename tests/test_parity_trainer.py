@@ -68,6 +68,7 @@ def run_trainer(
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """What the Trainer logs for each step, and the weights it ends with."""
     collate = collator(loaded.backbone)
+    model = loaded.model.model
 
     def inputs(examples: list) -> dict[str, torch.Tensor]:
         batch = collate(examples)
@@ -76,7 +77,7 @@ def run_trainer(
     accumulation = settings.get("gradient_accumulation_steps", 1)
     trainer = OracleTrainer(
         BatchPlan(len(data.train), BATCH_SIZE, BATCH_SIZE * accumulation, SEED, EPOCHS),
-        model=loaded.model,
+        model=model,
         train_dataset=data.train,
         data_collator=inputs,
         args=TrainingArguments(
@@ -101,7 +102,7 @@ def run_trainer(
         trainer.loss_is_scaled_for_ga = False
     trainer.train()
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
-    return steps, {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    return steps, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
@@ -129,7 +130,7 @@ def test_losses_and_weights_are_the_trainers(
         "gradient_accumulation_steps": accumulation,
         "seed": SEED,
     }
-    theirs = run_trainer(tmp_path / "theirs", spread_model(data), data, **settings)
+    theirs = run_trainer(tmp_path / "theirs", spread_model(data, stock=True), data, **settings)
     before = spread_model(data)
     start = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
     ours = train_in(
@@ -156,30 +157,28 @@ def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_aske
     train_in: Callable[..., Run],
     tmp_path: Path,
 ) -> None:
-    """`--no-padding-invariant --no-bucket`: zeros beside a clip change its logits, here as there."""
+    """`--backbone transformers --no-bucket`: zeros beside a clip change its logits, here as there."""
     data = run_data(24, samples=(400, 1_600))
     settings = {"learning_rate": 1e-3, "gradient_accumulation_steps": 2, "seed": SEED}
-    steps, weights = run_trainer(
-        tmp_path / "theirs", spread_model(data, padding_invariant=False), data, **settings
-    )
+    steps, weights = run_trainer(tmp_path / "theirs", spread_model(data, stock=True), data, **settings)
     losses = {}
-    for invariant in (False, True):
+    for stock in (True, False):
         ours = train_in(
-            tmp_path / str(invariant),
-            spread_model(data, padding_invariant=invariant),
+            tmp_path / str(stock),
+            spread_model(data, stock=stock),
             data,
             batch_size=BATCH_SIZE,
             epochs=EPOCHS,
             bucket=False,
             **settings,
         )
-        losses[invariant] = [record["loss"] for record in ours.records("train")]
-        if not invariant:
+        losses[stock] = [record["loss"] for record in ours.records("train")]
+        if stock:
             for name, tensor in ours.weights.items():
                 torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=name)
     expected = [entry["loss"] for entry in steps]
-    assert losses[False] == pytest.approx(expected, abs=TOLERANCE)
-    assert losses[True] != pytest.approx(expected, abs=0.01)
+    assert losses[True] == pytest.approx(expected, abs=TOLERANCE)
+    assert losses[False] != pytest.approx(expected, abs=0.01)
 
 
 def test_without_the_restored_division_the_trainers_loss_and_gradient_are_four_times_too_large(
@@ -192,7 +191,7 @@ def test_without_the_restored_division_the_trainers_loss_and_gradient_are_four_t
 
     def first_step(name: str, with_division: bool) -> dict[str, float]:
         settings = {"gradient_accumulation_steps": 4, "max_steps": 1, "seed": SEED}
-        loaded = spread_model(data)
+        loaded = spread_model(data, stock=True)
         steps, _ = run_trainer(tmp_path / name, loaded, data, with_division=with_division, **settings)
         return steps[0]
 

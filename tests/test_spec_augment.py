@@ -1,5 +1,6 @@
 """SpecAugment's masks: of a clip, not of a batch; as many as transformers'."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,9 @@ from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
 from audiocls.data.loader import Example
+from audiocls.data.spec_augment import Spans
 from audiocls.model.backbone import load_for_training, open_backbone
 from audiocls.model.loaded import LoadedModel
-from audiocls.model.spec_augment import SpecAugment
-
-
-def spec_augment(**settings: Any) -> SpecAugment:
-    defaults: dict[str, Any] = {"seed": 0, "mask_prob": 0.05, "mask_length": 10, "min_masks": 2}
-    return SpecAugment(collate=lambda _: None, frames_of=int, **defaults | settings)  # type: ignore
 
 
 @pytest.mark.parametrize("num_frames", [49, 155, 499])
@@ -26,29 +22,24 @@ def test_as_much_is_masked_as_transformers_masks(num_frames: int, mask_prob: flo
     theirs = [
         _compute_mask_indices((1, num_frames), mask_prob, 10, min_masks=min_masks) for _ in range(2_000)
     ]
-    augment = spec_augment(mask_prob=mask_prob, min_masks=min_masks)
-    generator = np.random.default_rng(0)
-    ours = np.zeros((2_000, num_frames), bool)
-    for row in ours:
-        for start in augment.spans(num_frames, generator):
-            row[start : start + 10] = True
+    spans, generator = Spans(mask_prob, 10, min_masks), np.random.default_rng(0)
+    ours = np.stack([spans.draw(num_frames, generator) for _ in range(2_000)])
     # Shares of a few tenths over 2,000 draws: the means' standard error is below 0.004.
     assert ours.mean() == pytest.approx(np.mean(theirs), abs=0.015)
     assert ours.mean(0) == pytest.approx(np.concatenate(theirs).mean(0), abs=0.08)
 
 
 def test_spans_are_whole_distinct_and_inside_the_clip() -> None:
-    augment = spec_augment(mask_prob=0.5)
     for number in range(300):
-        spans = augment.spans(60, np.random.default_rng(number))
-        assert len(set(spans.tolist())) == len(spans) >= 2
-        assert spans.min() >= 0 and spans.max() <= 50
+        starts = Spans(0.5, 10, 2).starts(60, np.random.default_rng(number))
+        assert len(set(starts.tolist())) == len(starts) >= 2
+        assert starts.min() >= 0 and starts.max() <= 50
 
 
 @pytest.mark.parametrize("num_frames", [1, 9, 10, 11, 19])
 def test_a_clip_too_short_for_the_spans_has_fewer_or_none(num_frames: int) -> None:
-    spans = spec_augment().spans(num_frames, np.random.default_rng(0))
-    assert len(spans) == (0 if num_frames < 10 else 1)
+    starts = Spans(0.05, 10, 2).starts(num_frames, np.random.default_rng(0))
+    assert len(starts) == (0 if num_frames < 10 else 1)
 
 
 @pytest.fixture
@@ -59,8 +50,9 @@ def loaded(tiny_wav2vec2: LoadedModel) -> LoadedModel:
 @pytest.fixture(scope="module")
 def tiny_wav2vec2() -> LoadedModel:
     backbone = open_backbone("tiny")
-    backbone.config.mask_time_prob, backbone.config.mask_time_length = 0.3, 4
-    return load_for_training(backbone, ["a", "b"], seed=0)
+    masks = {"mask_time_prob": 0.3, "mask_time_length": 4, "mask_feature_prob": 0.2, "mask_feature_length": 5}
+    config = dataclasses.replace(backbone.config, **masks)
+    return load_for_training(dataclasses.replace(backbone, config=config), ["a", "b"], seed=0)
 
 
 def examples(*numbers: int) -> list[Example]:
@@ -75,17 +67,26 @@ def examples(*numbers: int) -> list[Example]:
 
 def test_a_clips_mask_does_not_depend_on_its_batch(loaded: LoadedModel) -> None:
     collate = loaded.training_collator(seed=3)
-    together = collate(examples(0, 4, 6)).inputs["mask_time_indices"]
+    together = collate(examples(0, 4, 6)).inputs["masked_frames"]
     for row, number in enumerate((0, 4, 6)):
-        alone = collate(examples(number)).inputs["mask_time_indices"][0]
+        alone = collate(examples(number)).inputs["masked_frames"][0]
         assert alone.any()
         assert torch.equal(together[row, : len(alone)], alone)
         assert not together[row, len(alone) :].any()  # padding is not masked
 
 
+def test_channels_are_masked_clip_by_clip_too(loaded: LoadedModel) -> None:
+    collate = loaded.training_collator(seed=3)
+    together = collate(examples(0, 4, 6)).inputs["masked_channels"]
+    assert together.shape == (3, 128) and together.any(1).all()
+    for row, number in enumerate((0, 4, 6)):
+        assert torch.equal(together[row], collate(examples(number)).inputs["masked_channels"][0])
+    assert not torch.equal(together[0], together[1])
+
+
 def test_masks_differ_from_epoch_to_epoch_and_seed_to_seed(loaded: LoadedModel) -> None:
     def mask(seed: int, number: int) -> torch.Tensor:
-        return loaded.training_collator(seed)(examples(number)).inputs["mask_time_indices"]
+        return loaded.training_collator(seed)(examples(number)).inputs["masked_frames"]
 
     assert torch.equal(mask(0, 5), mask(0, 5))
     assert not torch.equal(mask(0, 5), mask(0, 5 + 7))  # the same clip, an epoch of 7 later
@@ -97,15 +98,15 @@ def test_the_model_takes_the_masks_and_draws_none_of_its_own(loaded: LoadedModel
     batch = loaded.training_collator(seed=0)(examples(1, 2))
     state = np.random.get_state()[1].copy()  # type: ignore[union-attr]
     torch.manual_seed(0)
-    masked = model(**batch.inputs).logits
+    masked = model(**batch.inputs)
     assert np.array_equal(state, np.random.get_state()[1])
-    batch.inputs["mask_time_indices"] = torch.zeros_like(batch.inputs["mask_time_indices"])
+    batch.inputs["masked_frames"] = torch.zeros_like(batch.inputs["masked_frames"])
     torch.manual_seed(0)
-    assert not torch.equal(model(**batch.inputs).logits, masked)
+    assert not torch.equal(model(**batch.inputs), masked)
 
 
 def test_a_model_configured_without_masks_gets_none() -> None:
-    assert "mask_time_indices" not in (
+    assert "masked_frames" not in (
         load_for_training(open_backbone("tiny"), ["a", "b"], seed=0).training_collator(0)(examples(1)).inputs
     )
     assert Wav2Vec2Config().mask_time_prob == 0.05  # the published models have them

@@ -16,10 +16,10 @@ from audiocls.model.backbone import (
     load_for_inference,
     load_for_training,
     open_backbone,
-    save_model,
 )
+from audiocls.model.encoder import SpeechClassifier
+from audiocls.model.files import NOT_KEPT, save_model
 from audiocls.model.loaded import LoadedModel
-from audiocls.model.settings import NOT_KEPT
 from audiocls.model.trust import check_tensors, known_fields, labels_in, read_json, weight_files
 
 MakeModel = Callable[..., LoadedModel]
@@ -39,7 +39,7 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_config_of_known_fields_is_what_transformers_reads(saved: Path) -> None:
     theirs = AutoConfig.from_pretrained(saved).to_dict()
-    ours = open_backbone(str(saved), with_labels=True).config.to_dict()
+    ours = open_backbone(str(saved), with_labels=True, stock=True).config.to_dict()
     ignored = NOT_KEPT - {"id2label", "label2id", "problem_type"} | {"_name_or_path"}
     assert {key for key in theirs if theirs[key] != ours.get(key)} <= ignored
 
@@ -51,7 +51,8 @@ def test_a_config_cannot_name_code_or_change_what_forward_returns(saved: Path) -
         "return_dict": False,
     }
     edit(saved / "config.json", **evil, quantization_config={"quant_method": "gptq"}, trust_remote_code=True)
-    config = load_for_inference(str(saved)).model.config
+    assert isinstance(load_for_inference(str(saved)).model, SpeechClassifier)  # which knows none of them
+    config = load_for_inference(str(saved), stock=True).model.model.config
     assert config.return_dict is True
     assert not {"auto_map", "quantization_config", "trust_remote_code"} & set(config.to_dict())
     assert config._attn_implementation == "sdpa"

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from architectures import CONFIGS, feature_extractor_for
+from architectures import fine_tuned
 from data_helpers import noise
 from test_architectures import LABELS, spread_logits, waveforms
-from transformers import AutoModelForAudioClassification
 
 from audiocls.data.audio import BadAudio, decode
 from audiocls.data.resampling import resample, resampled
@@ -19,19 +18,12 @@ from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.inference.recordings import Hearing, in_blocks
 from audiocls.inference.windows import first, windows
-from audiocls.model.loaded import Backbone, LoadedModel
-from audiocls.model.padding import make_padding_invariant
 
 RATE = 16_000
 
 
 def classifier_of(name: str) -> Classifier:
-    torch.manual_seed(0)
-    config = CONFIGS[name]()
-    config.id2label, config.label2id = dict(enumerate(LABELS)), {label: id for id, label in enumerate(LABELS)}
-    backbone = Backbone(name, None, config, feature_extractor_for(name))
-    model = AutoModelForAudioClassification.from_config(config).eval()
-    loaded = LoadedModel(model, backbone, make_padding_invariant(model))
+    loaded = fine_tuned(name, LABELS)
     spread_logits(loaded)
     return Classifier(loaded, torch.device("cpu"))
 

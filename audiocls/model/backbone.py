@@ -206,9 +206,10 @@ def build_model(backbone: Backbone) -> SpeechClassifier:
 
 
 def load_by_transformers(backbone: Backbone) -> tuple[nn.Module, list[str], list[str]]:
-    """The model in float32, whatever it is stored in, and names of weights.
+    """The model in float32, whatever it is stored in, and two lists of names of weights.
 
-    First of those that its files lack or hold in another shape, then of those that are left over there. Raises UserError where the weights are not plain finite tensors, or far fewer than the config describes.
+    The first are missing in its files, or of another shape there; the second are left over there. Raises
+    UserError where the weights are not plain finite tensors, or far fewer than the config describes.
     """
     from transformers import AutoModelForAudioClassification
 

@@ -96,7 +96,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.feature_extractor = Convolutions(config)
         self.feature_projection = Projection(config)
-        if config.mask_time_prob > 0 or config.mask_feature_prob > 0:
+        if config.has_mask_embedding:
             self.masked_spec_embed = nn.Parameter(torch.rand(config.hidden_size))
         self.encoder = Transformer(config)
 
@@ -111,8 +111,10 @@ class Encoder(nn.Module):
         with part("convolutions"):
             if features is None:
                 features = self.feature_extractor(input_values, lengths)
+            elif features.dtype == torch.float16:  # as they are kept
+                features = features.float()
         with part("projection"):
-            hidden_states = self.feature_projection(features.float().transpose(1, 2))
+            hidden_states = self.feature_projection(features.transpose(1, 2))
             is_real = None
             if masked_frames is not None:
                 masked = self.masked_spec_embed.to(hidden_states.dtype)
@@ -185,7 +187,7 @@ def norm_over_time(hidden_states: Tensor, norm: nn.GroupNorm, num_frames: Tensor
     """
     if num_frames is None:
         return norm(hidden_states)
-    hidden_states = hidden_states.float()
+    hidden_states = hidden_states.to(norm.weight.dtype)  # under autocast, too
     count = num_frames[:, None, None]
     is_real = torch.arange(hidden_states.shape[-1], device=count.device) < count  # bool [batch, 1, frames]
     # These are the largest tensors there are: one more is made than torch's own norm would, none is kept.
@@ -342,11 +344,12 @@ class Attention(nn.Module):
     def gated(self, position_bias: Tensor, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
         """The bias times what each frame makes of it, to add to scores: float [batch, heads, frames, frames].
 
-        `hidden_states` are split into heads, [batch, heads, frames, width of a head]. Where `mask` is False, it
-        is -inf. Source: Chen et al. 2021, https://arxiv.org/abs/2110.13900, section 3.1.
+        `hidden_states` are split into heads, [batch, heads, frames, width of a head]. Where `mask` is False
+        the result is -inf. Source: Chen et al. 2021, https://arxiv.org/abs/2110.13900, section 3.1.
         """
-        a, b = self.gru_rel_pos_linear(hidden_states).unflatten(-1, (2, 4)).sum(-1).sigmoid().chunk(2, dim=-1)
-        bias = (a * (b * self.gru_rel_pos_const - 1.0) + 2.0) * position_bias
+        gates = self.gru_rel_pos_linear(hidden_states).unflatten(-1, (2, 4)).sum(-1).sigmoid()
+        update, reset = gates.chunk(2, dim=-1)
+        bias = (update * (reset * self.gru_rel_pos_const - 1.0) + 2.0) * position_bias
         return bias if mask is None else bias.masked_fill(~mask, -math.inf)
 
 

@@ -77,7 +77,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
         "label2id": {label: id for id, label in enumerate(loaded.backbone.labels)},
         "problem_type": loaded.backbone.problem_type,
     }
-    write_json(folder / "config.json", dataclasses.asdict(config) | about)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config.to_json() | about)
     write_json(folder / "preprocessor_config.json", dataclasses.asdict(extractor))
     save_file(loaded.model.state_dict(), folder / "model.safetensors", {"format": "pt"})
 

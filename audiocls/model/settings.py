@@ -1,6 +1,6 @@
 """The two JSON files of a model that encoder.py computes: known fields, transformers' defaults."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 ACTIVATIONS = ("gelu", "relu")
@@ -10,6 +10,13 @@ ARCHITECTURES = {
     "unispeech": "UniSpeechForSequenceClassification",
     "unispeech-sat": "UniSpeechSatForSequenceClassification",
     "wavlm": "WavLMForSequenceClassification",
+}
+# Fields that only one architecture's config has.
+OF_ONE = {
+    "feat_proj_layer_norm": "hubert",
+    "conv_pos_batch_norm": "hubert",
+    "num_buckets": "wavlm",
+    "max_bucket_distance": "wavlm",
 }
 
 
@@ -78,10 +85,20 @@ class EncoderConfig:
         )
         return config if is_known else None
 
+    def to_json(self) -> dict[str, Any]:
+        """The fields that the architecture's config.json has."""
+        kind = self.model_type
+        return {name: value for name, value in asdict(self).items() if OF_ONE.get(name, kind) == kind}
+
     @property
     def architecture(self) -> str:
         """transformers' class for it."""
         return ARCHITECTURES[self.model_type]
+
+    @property
+    def has_mask_embedding(self) -> bool:
+        """Whether it has the vector that stands for a masked frame; UniSpeech-SAT has it in any case."""
+        return self.mask_time_prob > 0 or self.mask_feature_prob > 0 or self.model_type == "unispeech-sat"
 
     @property
     def is_wavlm(self) -> bool:

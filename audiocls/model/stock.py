@@ -14,18 +14,25 @@ class StockModel(nn.Module):
         self.model = model  # a transformers PreTrainedModel
 
     def forward(
-        self, lengths: Tensor | None = None, masked_frames: Tensor | None = None, **inputs: Tensor
+        self,
+        input_values: Tensor | None = None,
+        lengths: Tensor | None = None,
+        masked_frames: Tensor | None = None,
+        **inputs: Tensor,
     ) -> Tensor:
         """Logits, float [batch, labels].
 
         Args:
+            input_values: float32 [batch, samples], padded on the right.
             lengths: int64 [batch], the samples of each clip; None: the model is told of no padding.
             masked_frames: bool [batch, frames], True where SpecAugment hides a frame.
-            inputs: `input_values`, float32 [batch, samples], or what its feature extractor makes of them.
+            inputs: instead of `input_values` what the model's feature extractor makes of them.
         """
-        if lengths is not None:
-            samples = torch.arange(inputs["input_values"].shape[1], device=lengths.device)
-            inputs["attention_mask"] = samples < lengths[:, None]
+        if input_values is not None:
+            inputs["input_values"] = input_values
+            if lengths is not None:
+                samples = torch.arange(input_values.shape[1], device=lengths.device)
+                inputs["attention_mask"] = samples < lengths[:, None]
         if masked_frames is not None:
             inputs["mask_time_indices"] = masked_frames
         return self.model(**inputs).logits

@@ -33,6 +33,7 @@ from conftest import RANDOM, SMALL, TEST_HOME, write_clips
 import train
 from audiocls.errors import exit_code_of
 from audiocls.hub import quiet_transformers
+from audiocls.model.encoder import SpeechClassifier
 
 TEST_HOME.cleanup()  # before a fork would do it, at its end
 for late in (  # what train.py imports when it runs
@@ -219,7 +220,7 @@ def at_forward(act: Callable[[], object], number: int, *, training: bool) -> Non
 
     def hook(module: Any, args: Any, output: Any) -> None:
         nonlocal passes
-        if type(module).__name__.endswith("ForSequenceClassification") and module.training == training:
+        if isinstance(module, SpeechClassifier) and module.training == training:
             passes += 1
             if passes == number:
                 act()

@@ -1,0 +1,460 @@
+"""The forward pass: transformers' logits and gradients from its weights, whatever is padded beside a clip."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import CONFIGS, WAVEFORM, save_backbone
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
+
+from audiocls.data.loader import Example
+from audiocls.model.backbone import TINY, load_for_inference, load_for_training, open_backbone
+from audiocls.model.encoder import SpeechClassifier
+from audiocls.model.files import read_saved, save_model
+from audiocls.model.loaded import LoadedModel
+from audiocls.model.settings import ARCHITECTURES, EncoderConfig
+
+LARGE_LIKE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "base-like": {},
+    "large-like": LARGE_LIKE,
+    "stable, group norm": {"do_stable_layer_norm": True},
+    "weighted sum": {"use_weighted_layer_sum": True},
+    "large-like, weighted sum": LARGE_LIKE | {"use_weighted_layer_sum": True},
+}
+CASES: dict[str, dict[str, Any]] = {
+    f"{kind}, {name}": {"model_type": kind} | WAVEFORM | variant
+    for kind in ARCHITECTURES
+    for name, variant in VARIANTS.items()
+} | {
+    "wav2vec2, odd positions": WAVEFORM | {"model_type": "wav2vec2", "num_conv_pos_embeddings": 15},
+    "wav2vec2, long positions": WAVEFORM | {"model_type": "wav2vec2", "num_conv_pos_embeddings": 128},
+    "hubert, no norm before the projection": WAVEFORM
+    | {"model_type": "hubert", "feat_proj_layer_norm": False},
+    "wavlm, few buckets": WAVEFORM | {"model_type": "wavlm", "num_buckets": 8, "max_bucket_distance": 20},
+    "tiny": {"model_type": "wav2vec2"} | TINY,
+}
+NO_DROPOUT = {f"{name}_dropout": 0.0 for name in ("hidden", "attention", "activation", "feat_proj", "final")}
+EXACT = NO_DROPOUT | {"layerdrop": 0.0}
+LENGTHS = (8_000, 900, 5_000)  # samples
+LABELS = ["a", "b", "c", "d", "e"]
+
+
+def pair(settings: dict[str, Any], **changes: Any) -> tuple[SpeechClassifier, Any]:
+    """Ours and transformers', of the same weights, in which norms and biases count too."""
+    torch.manual_seed(0)
+    values = settings | EXACT | changes
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+    theirs = AutoModelForAudioClassification.from_config(
+        AutoConfig.for_model(**values, num_labels=len(LABELS))
+    )
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        theirs.classifier.weight *= 20  # logits of a spread that shows a difference
+    config = EncoderConfig.read(values)
+    assert config is not None
+    ours = SpeechClassifier(config, len(LABELS))
+    ours.load_state_dict(theirs.state_dict())  # strict: the same names and shapes
+    return ours, theirs
+
+
+def gradients(model: nn.Module, logits: Tensor) -> Tensor:
+    model.zero_grad()
+    logits.square().sum().backward(retain_graph=True)
+    parts = [p.grad.flatten() for name, p in sorted(model.named_parameters()) if p.grad is not None]
+    return torch.cat(parts)
+
+
+def assert_same(
+    ours: tuple[Tensor, Tensor],
+    theirs: tuple[Tensor, Tensor],
+    logits_within: float = 1e-6,
+    within: float = 1e-5,
+) -> None:
+    """Logits within so much of their spread, gradients of their norm: by default float32 rounding."""
+    (logits, gradient), (expected, expected_gradient) = ours, theirs
+    assert (logits - expected).abs().max() <= logits_within * expected.std()
+    assert torch.linalg.vector_norm(gradient - expected_gradient) <= within * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("is_masked", [False, True], ids=["", "SpecAugment"])
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_logits_and_gradients_are_those_of_transformers_clip_by_clip(
+    settings: dict[str, Any], is_masked: bool
+) -> None:
+    ours, theirs = pair(settings, mask_time_prob=0.3 * is_masked, mask_feature_prob=0.0)
+    assert len(gradients(ours.train(), ours(torch.randn(1, 4_000)))) > 0
+    for length in LENGTHS:
+        waveform = torch.randn(1, length)
+        num_frames = int(ours.encoder.feature_extractor.num_frames(torch.tensor([length])))
+        masked = torch.rand(1, num_frames) < 0.3 if is_masked else None
+        kwargs = {} if masked is None else {"mask_time_indices": masked}
+        our_logits = ours.train()(waveform, masked_frames=masked)
+        their_logits = theirs.train()(waveform, **kwargs).logits
+        assert_same(
+            (our_logits, gradients(ours, our_logits)), (their_logits, gradients(theirs, their_logits))
+        )
+
+
+# In double precision it is the same but for 1e-13; in float32 each of the two is within 1e-6 of that.
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 3e-6)], ids=str)
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_a_padded_batch_gives_what_its_clips_give_alone(
+    settings: dict[str, Any], dtype: torch.dtype, within: float
+) -> None:
+    ours, theirs = pair(settings, mask_time_prob=0.3)
+    ours, theirs = ours.train().to(dtype), theirs.train().to(dtype)
+    lengths = torch.tensor(LENGTHS)
+    real = torch.arange(max(LENGTHS)) < lengths[:, None]
+    input_values = torch.randn(len(LENGTHS), max(LENGTHS), dtype=dtype) * real
+    counts = ours.encoder.feature_extractor.num_frames(lengths)
+    masked = (torch.rand(len(LENGTHS), int(counts.max())) < 0.3) & (
+        torch.arange(int(counts.max())) < counts[:, None]
+    )
+    padded = ours(input_values, lengths, masked)
+    alone = torch.cat(
+        [
+            ours(input_values[row : row + 1, :length], masked_frames=masked[row : row + 1, : counts[row]])
+            for row, length in enumerate(LENGTHS)
+        ]
+    )
+    assert_same((padded, gradients(ours, padded)), (alone, gradients(ours, alone)), within, 10 * within)
+    if (
+        ours.config.feat_extract_norm == "layer"
+    ):  # only then is transformers exact where it is told of padding
+        expected = theirs(input_values, attention_mask=real.long(), mask_time_indices=masked).logits
+        assert_same(
+            (padded, gradients(ours, padded)), (expected, gradients(theirs, expected)), within, 10 * within
+        )
+
+
+def test_layers_are_dropped_as_transformers_drops_them() -> None:
+    for kind in ("wav2vec2", "wavlm"):
+        ours, theirs = pair(
+            CASES[f"{kind}, base-like"], layerdrop=0.5, num_hidden_layers=6, mask_time_prob=0.0
+        )
+        waveform = torch.randn(2, 8_000)
+        for seed in range(5):
+            logits = []
+            for model in (ours.train(), theirs.train()):
+                torch.manual_seed(seed)
+                logits.append(getattr(out := model(waveform), "logits", out))
+            torch.testing.assert_close(*logits, rtol=0, atol=1e-6 * logits[1].std().item())
+
+
+def test_masked_channels_are_zero_between_the_projection_and_the_transformer() -> None:
+    ours, _ = pair(CASES["wav2vec2, base-like"], mask_feature_prob=0.1)
+    waveform, none, every = torch.randn(2, 8_000), torch.zeros(2, 32, dtype=torch.bool), torch.ones(2, 32) > 0
+    with torch.no_grad():
+        expected = ours(waveform)
+        assert torch.equal(ours(waveform, masked_channels=none), expected)
+        silenced = ours(waveform, masked_channels=every)
+    assert not torch.equal(silenced, expected)
+    torch.testing.assert_close(silenced[0], silenced[1])  # nothing of the sound is left
+
+
+def test_features_stand_for_the_waveforms_they_were_made_of() -> None:
+    ours, _ = pair(CASES["wav2vec2, base-like"])
+    lengths = torch.tensor([8_000, 5_000])
+    input_values = torch.randn(2, 8_000)
+    with torch.no_grad():
+        features = ours.encoder.feature_extractor(input_values, lengths)
+        torch.testing.assert_close(
+            ours(lengths=lengths, features=features), ours(input_values, lengths), rtol=0, atol=0
+        )
+
+
+def test_hidden_states_are_transformers() -> None:
+    for name in ("wav2vec2, base-like", "hubert, large-like", "wavlm, base-like"):
+        ours, theirs = pair(CASES[name])
+        waveform = torch.randn(1, 8_000)
+        with torch.no_grad():
+            encoded = ours.eval().encoder(waveform)
+            base = theirs.eval().base_model(waveform, output_hidden_states=True)
+        torch.testing.assert_close(encoded.last_hidden_state, base.last_hidden_state, rtol=0, atol=1e-5)
+        for one, other in zip(encoded.hidden_states, base.hidden_states, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def test_the_fields_and_defaults_are_those_of_transformers_configs() -> None:
+    ours = EncoderConfig()
+    for kind in ARCHITECTURES:
+        theirs = AutoConfig.for_model(kind)
+        for name in EncoderConfig.__dataclass_fields__.keys() - {"model_type"}:
+            if hasattr(theirs, name):
+                value = getattr(theirs, name)
+                assert (tuple(value) if isinstance(value, list) else value) == getattr(ours, name), name
+
+
+# On a device, compiled, profiled
+
+
+class NoIndexedCopies(TorchDispatchMode):
+    """No number is assigned by index: it would first be copied to the device, and waited for.
+
+    To a mask it may be: that fills, with the number as an argument.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "index_put" in func.__name__:
+            assert all(index.dtype == torch.bool for index in args[1] if index is not None)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+def test_nothing_in_a_micro_batch_waits_for_the_device(settings: dict[str, Any], tmp_path: Path) -> None:
+    """On the meta device there is nothing that could be read back: whatever tries raises."""
+    config = EncoderConfig.read(settings | {"mask_time_prob": 0.3, "mask_feature_prob": 0.1})
+    assert config is not None
+    model = SpeechClassifier(config, 2).to("meta").train()
+    batch = batch_of(config, model, torch.device("meta"))
+    with NoIndexedCopies():
+        nn.functional.cross_entropy(
+            model(**batch), torch.zeros(3, dtype=torch.long, device="meta")
+        ).backward()
+
+
+def batch_of(config: EncoderConfig, model: SpeechClassifier, device: torch.device) -> dict[str, Tensor]:
+    lengths = torch.tensor(LENGTHS)
+    num_frames = int(model.encoder.feature_extractor.num_frames(lengths).max())
+    batch = {
+        "input_values": torch.randn(3, max(LENGTHS)),
+        "lengths": lengths,
+        "masked_frames": torch.rand(3, num_frames) < 0.3,
+        "masked_channels": torch.rand(3, config.hidden_size) < 0.1,
+    }
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_it_compiles_in_one_piece_forward_and_backward(kind: str) -> None:
+    """As far as tracing and differentiating goes: what a compiler makes of the graphs is torch's."""
+    settings = CASES[f"{kind}, base-like"] | {"mask_time_prob": 0.3, "mask_feature_prob": 0.1}
+    ours, _ = pair(settings)
+    ours.train()
+    batch = batch_of(ours.config, ours, torch.device("cpu"))
+    expected = ours(**batch)
+    expected_gradients = gradients(ours, expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    logits = compiled(**batch)
+    assert_same((logits, gradients(ours, logits)), (expected, expected_gradients))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(batch["input_values"]), ours(batch["input_values"]))
+
+
+# The warning is of SEW-D's softmax, when it is traced.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("architecture", sorted(CONFIGS))
+def test_compiled_parts_are_in_every_architecture_and_change_no_logits(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[nn.Module] = []
+    compile_it = nn.Module.compile
+
+    def trace(module: nn.Module) -> None:
+        compiled.append(module)
+        compile_it(module, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", trace)
+    save_backbone(architecture, tmp_path)
+    loaded = load_for_training(open_backbone(str(tmp_path)), ["a", "b"], seed=0)
+    model = loaded.model.eval()
+    clips = [Example(np.random.default_rng(n).standard_normal(n).astype(np.float32)) for n in (16_000, 9_000)]
+    inputs = loaded.collator()(clips).inputs
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=8):  # put back afterwards
+        expected = model(**inputs)
+        loaded.compile()
+        torch.testing.assert_close(model(**inputs), expected)
+    assert len(compiled) >= loaded.backbone.config.num_hidden_layers
+
+
+def test_its_parts_are_ranges_in_a_trace() -> None:
+    ours, _ = pair(CASES["wav2vec2, base-like"])
+    with torch.profiler.profile() as profile:
+        ours(torch.randn(1, 8_000))
+    names = {event.name for event in profile.events()}
+    assert names >= {"convolutions", "projection", "positional convolution", "layer 0", "layer 1", "head"}
+
+
+# Files
+
+
+def save(folder: Path, settings: dict[str, Any] = CASES["wav2vec2, base-like"], **changes: Any) -> Any:
+    _, theirs = pair(settings, **changes)
+    theirs.config.id2label = dict(enumerate(LABELS))
+    theirs.config.label2id = {label: id for id, label in enumerate(LABELS)}
+    theirs.save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(folder)
+    return theirs
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_what_transformers_saves_is_read_and_what_we_save_is_read_by_transformers(
+    kind: str, tmp_path: Path
+) -> None:
+    theirs = save(tmp_path / "theirs", CASES[f"{kind}, large-like"])
+    backbone = read_saved(tmp_path / "theirs")
+    assert backbone is not None and backbone.transformers_config is None
+    assert backbone.labels == tuple(LABELS)
+    loaded = load_for_inference(str(tmp_path / "theirs"))
+    save_model(loaded, tmp_path / "ours")
+    again = AutoModelForAudioClassification.from_pretrained(tmp_path / "ours").eval()
+    assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(again.state_dict())
+    assert again.config.id2label == dict(enumerate(LABELS))
+    waveform = torch.randn(1, 8_000)
+    with torch.no_grad():
+        expected = theirs.eval()(waveform).logits
+        torch.testing.assert_close(again(waveform).logits, expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(loaded.model(waveform), expected, rtol=0, atol=1e-6)
+
+
+def test_a_saved_config_keeps_what_decides_the_model(tmp_path: Path) -> None:
+    settings = CASES["wavlm, few buckets"] | {"layerdrop": 0.25, "hidden_dropout": 0.2}
+    save(tmp_path / "one", settings, layerdrop=0.25)
+    save_model(load_for_training(open_backbone(str(tmp_path / "one")), ["x", "y"], seed=0), tmp_path / "two")
+    before, after = (AutoConfig.from_pretrained(tmp_path / name) for name in ("one", "two"))
+    for name in EncoderConfig.__dataclass_fields__:
+        assert getattr(after, name, None) == getattr(before, name, None), name
+    assert after.id2label == {0: "x", 1: "y"}
+
+
+def test_old_names_of_the_weight_norm_and_pickled_weights_are_taken_over(tmp_path: Path) -> None:
+    """`weight_g` and `weight_v`, in a pytorch_model.bin: as facebook/wav2vec2-base is published."""
+    theirs = save(tmp_path)
+    tensors = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    loaded = load_for_inference(str(tmp_path))
+    assert isinstance(loaded.model, SpeechClassifier)
+    waveform = torch.randn(1, 8_000)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(waveform), theirs.eval()(waveform).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_kept_in_half_precision_are_computed_in_float32(dtype: torch.dtype, tmp_path: Path) -> None:
+    theirs: Any = save(tmp_path)
+    theirs.to(dtype).save_pretrained(tmp_path)
+    theirs.float().eval()
+    input_values = torch.randn(1, 8_000)
+    with torch.inference_mode():
+        ours = load_for_inference(str(tmp_path)).model(input_values)
+        torch.testing.assert_close(ours, theirs(input_values).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_act": "gelu_new"},
+        {"conv_pos_batch_norm": True, "model_type": "hubert"},
+        {"adapter_attn_dim": 8, "do_stable_layer_norm": True},
+    ],
+    ids=str,
+)
+def test_a_config_outside_what_it_knows_runs_transformers_own_model(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    values = CASES["wav2vec2, base-like"] | change
+    config = AutoConfig.for_model(**values)
+    AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    assert read_saved(tmp_path) is None
+    loaded = load_for_training(open_backbone(str(tmp_path)), LABELS, seed=0)
+    assert loaded.forward_pass == "transformers" and not loaded.padding_invariant
+    assert loaded.model(torch.randn(1, 8_000)).shape == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"architectures": ["HubertForSequenceClassification"]},
+        {"architectures": "Wav2Vec2ForSequenceClassification"},
+        {"hidden_act": "gelu_new"},
+        {"hidden_dropout": "0.1"},
+        {"num_attention_heads": 0},
+        {"conv_dim": [16] * 6},
+        {"conv_dim": 16},
+        {"hidden_size": 64},
+        {"id2label": None},
+    ],
+    ids=str,
+)
+def test_what_it_does_not_know_is_left_to_transformers(change: dict[str, Any], tmp_path: Path) -> None:
+    save(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    assert read_saved(tmp_path) is None
+
+
+def test_a_missing_or_broken_file_is_left_to_transformers(tmp_path: Path) -> None:
+    assert read_saved(tmp_path / "nothing") is None
+    save(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors")
+    assert read_saved(tmp_path) is None
+
+
+def test_another_head_is_put_on_a_saved_model_of_other_labels(tmp_path: Path) -> None:
+    save(tmp_path)
+    loaded = load_for_training(open_backbone(str(tmp_path)), ["x", "y"], seed=0)
+    weights, saved = loaded.model.state_dict(), load_file(tmp_path / "model.safetensors")
+    assert weights["classifier.weight"].shape == (2, 24)
+    assert all(
+        torch.equal(weights[name], saved[name]) for name in weights if not name.startswith("classifier.")
+    )
+    assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+PROGRAMS = {
+    "classifying": (
+        "from audiocls import Classifier; import numpy as np\n"
+        "classifier = Classifier.from_pretrained({folder!r}, device='cpu')\n"
+        "print(classifier(np.random.randn(16_000).astype('float32'), sampling_rate=16_000)[0].label)\n"
+    ),
+    "training tiny": (
+        "from audiocls.model.backbone import load_for_training, open_backbone\n"
+        "print(load_for_training(open_backbone('tiny'), ['a', 'b'], seed=0).backbone.labels)\n"
+    ),
+    "training on": (
+        "from audiocls.model.backbone import load_for_training, open_backbone\n"
+        "print(load_for_training(open_backbone({folder!r}), ['a', 'b'], seed=0).backbone.labels)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
+def test_tiny_and_saved_models_need_no_transformers(program: str, tmp_path: Path) -> None:
+    save(tmp_path)
+    unwanted = "print([name for name in ('transformers', 'datasets', 'torchaudio') if name in sys.modules])"
+    code = "import sys\n" + program.format(folder=str(tmp_path)) + unwanted
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[1] == "[]"
+
+
+def test_transformers_own_model_runs_on_request_and_agrees(tmp_path: Path) -> None:
+    save(tmp_path)
+    ours, stock = (load_for_inference(str(tmp_path), stock=stock) for stock in (False, True))
+    assert (ours.forward_pass, stock.forward_pass) == ("audiocls", "transformers")
+    waveform = torch.randn(1, 8_000)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.model(waveform), stock.model(waveform), rtol=0, atol=1e-6)
+    for loaded in (ours, stock):
+        assert isinstance(loaded, LoadedModel)
+    tiny = load_for_training(open_backbone("tiny", stock=True), LABELS, seed=0)
+    assert tiny.forward_pass == "transformers"
