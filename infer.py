@@ -24,7 +24,7 @@ def main() -> int:
         from audiocls.inference.export import check_packages, export
 
         check_packages(config.export)
-        classifier = Classifier.from_pretrained(config.model, device="cpu")
+        classifier = Classifier.from_pretrained(config.model, device="cpu", backbone=config.backbone)
         print(export(classifier, config.export, config.output))
         return OK
 

@@ -19,7 +19,12 @@ def main() -> int:
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
     from audiocls.hub import check_login
-    from audiocls.model.backbone import freeze_feature_encoder, load_for_training, open_backbone
+    from audiocls.model.backbone import (
+        check_can_freeze,
+        freeze_feature_encoder,
+        load_for_training,
+        open_backbone,
+    )
     from audiocls.reporting.audit import audit_only, keep_audit
     from audiocls.reporting.summary import open_log, say_end, say_push, say_start
     from audiocls.reporting.trackers import check_installed
@@ -41,6 +46,8 @@ def main() -> int:
     device = pick_device(config.device)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision, stock=config.backbone == "transformers")
+    if config.freeze_feature_encoder:
+        check_can_freeze(backbone, cache_features=config.cache_features)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
     if config.freeze_feature_encoder:

@@ -137,8 +137,8 @@ class TrainConfig:
     )
     backbone: str = option(
         "audiocls",
-        "whose forward pass computes the model: audiocls's or, padding as the guide does, transformers' own "
-        "(always where audiocls has none)",
+        "whose forward pass runs: audiocls's, or transformers' own, which pads as the guide does and always "
+        "runs where audiocls has none",
         group=MODEL,
         choices=("audiocls", "transformers"),
     )

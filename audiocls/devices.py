@@ -1,6 +1,7 @@
 """Which device computes, and in which precision."""
 
 import contextlib
+import ctypes
 
 import torch
 
@@ -11,7 +12,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: a CUDA GPU, else Apple's, else the CPU. Raises UserError where the one named is not there."""
+    """`auto`: a CUDA GPU, else Apple's, else the CPU, made ready to be computed on.
+
+    Raises UserError where the one named is not there.
+    """
     if problems := device_problems(name):
         raise UserError(problems[0])
     if name == "auto":
@@ -25,7 +29,22 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: torch sees no Apple GPU. Use --device cpu.")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # for what names none: pinned memory, and waiting
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed (glibc; elsewhere nothing happens).
+
+    It would return the large tensors of every step to the system and fault them in again at the next.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        for size in (2**25, 2**30):  # older ones refuse more than the first
+            libc.mallopt(m_mmap_threshold, size)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def pick_precision(name: str, device: torch.device) -> str:

@@ -1,4 +1,4 @@
-"""Training on a CUDA GPU in bf16: speed beside the Trainer's, and where a step's time goes.
+"""Training on a CUDA GPU in bf16: speed beside the Trainer's. Where a step's time goes: gpu/bench.py.
 
 Without a GPU it ends with exit code 2.
 """
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from anatomy import where_a_step_goes
 from common import (
     BASE,
     SAMPLING_RATE,
@@ -50,10 +49,6 @@ def main() -> int:
     with scratch_folder() as folder:
         peak = matmul_flops_per_second(device, torch.bfloat16)
         model = save_backbone(folder / "model", size)
-        parts = {
-            name: where_a_step_goes(model, BATCH_SIZE, device, is_compiled=name == "compiled")
-            for name in (("eager",) if args.check_on_cpu else ("eager", "compiled"))
-        }
         if device.type == "cuda":
             torch.cuda.empty_cache()  # the sides share the card
         rows, facts = throughput(folder, model, size, device, rounds, peak)
@@ -64,10 +59,7 @@ def main() -> int:
         "peak": f"{peak / 1e12:.1f} TFLOP/s, of a large bf16 matrix product",
         "rounds": rounds,
     }
-    report(args, settings, rows, bf16_peak=peak, parts=parts, sides=facts)
-    print(f"\nmilliseconds of one micro-batch of {BATCH_SIZE} one-second clips, forward and backward:")
-    for name, figures in parts.items():
-        print(f"  {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+    report(args, settings, rows, bf16_peak=peak, sides=facts)
     print("\nsides, 1 s clips:")
     for name, figures in facts.items():
         print(f"  {name}: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))

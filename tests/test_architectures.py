@@ -14,6 +14,7 @@ from audiocls.data.loader import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier
 from audiocls.model.backbone import (
+    check_can_freeze,
     freeze_feature_encoder,
     load_for_inference,
     load_for_training,
@@ -88,8 +89,9 @@ def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architectur
     loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
     if name in HAVE_NO_FEATURE_ENCODER:
         with pytest.raises(UserError, match="no convolutional encoder"):
-            freeze_feature_encoder(loaded)
+            check_can_freeze(loaded.backbone, cache_features=False)
     else:
+        check_can_freeze(loaded.backbone, cache_features=False)
         freeze_feature_encoder(loaded)
         frozen = [key for key, p in loaded.model.named_parameters() if not p.requires_grad]
         assert any(".feature_extractor.conv_layers.0." in key for key in frozen)

@@ -15,7 +15,16 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 from audiocls.data.prepare import RunData
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.flops import forward_flops, training_flops
-from audiocls.reporting.profiling import STEP, Phases, StepFacts, StepProfiler, shares, summarize
+from audiocls.reporting.profiling import (
+    STEP,
+    Phases,
+    StepFacts,
+    StepProfiler,
+    as_table,
+    part_times,
+    shares,
+    summarize,
+)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +121,39 @@ def test_the_timed_steps_are_kept(profiled: tuple[Run, StepProfiler]) -> None:
     assert len(kept["steps"]) == 5
     assert set(kept["figures"]["phase_milliseconds"]) == set(STEP)
     assert 0 < kept["figures"]["share_of_peak"] < 1
+
+
+def test_each_part_of_the_model_has_its_share_of_forward_and_backward(
+    profiled: tuple[Run, StepProfiler],
+) -> None:
+    _, profiler = profiled
+    layers = ["layer 0", "layer 1"]
+    assert list(profiler.parts) == ["convolutions", "projection", "positional convolution", *layers, "head"]
+    assert all(part.forward_seconds > 0 and part.backward_seconds > 0 for part in profiler.parts.values())
+    kept = json.loads((profiler.folder / "steps.json").read_text())
+    assert kept["parts"].keys() == profiler.parts.keys()
+    lines = as_table(kept["figures"], profiler.parts, 5, profiler.folder).splitlines()
+    shares = [line.split() for line in lines if line.startswith("    ")]
+    assert [" ".join(line[:-2]) for line in shares] == list(profiler.parts)
+    total = sum(float(share.rstrip("%")) for line in shares for share in line[-2:])
+    assert total == pytest.approx(100, abs=0.05 * 2 * len(shares))  # each is rounded
+
+
+def test_a_parts_backward_pass_is_that_of_the_operations_in_its_range() -> None:
+    left, right = torch.randn(400, 400, requires_grad=True), torch.randn(400, 400, requires_grad=True)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
+        with torch.profiler.record_function("forward"):
+            with torch.profiler.record_function("large"):
+                product = left @ right
+            with torch.profiler.record_function("small"):
+                total = product.sum()
+        with torch.profiler.record_function("backward"):
+            total.backward()
+    parts = part_times(profile.events() or [], on_gpu=False)
+    assert list(parts) == ["large", "small"]
+    # Two products of matrices, beside a fill.
+    assert parts["large"].backward_seconds > 5 * parts["small"].backward_seconds > 0
 
 
 def test_training_is_the_same_with_and_without(

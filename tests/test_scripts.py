@@ -52,6 +52,7 @@ def test_a_run_leaves_the_folder_that_is_promised(run: Path) -> None:
     assert about["label2id"] == {label: id for id, label in enumerate(sorted(LABELS))}
     assert about["config"]["learning_rate"] == 2e-3
     assert {"versions", "device", "split_fingerprint"} <= set(about)
+    assert about["forward_pass"] == "audiocls"
     kinds = [record["kind"] for record in records(run)]
     assert kinds[-2:] == ["test", "end"]
     assert kinds.count("eval") == 3  # at steps 15, 30 and the end, 40
@@ -64,6 +65,24 @@ def test_a_run_leaves_the_folder_that_is_promised(run: Path) -> None:
     predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["split"] for line in predictions] == ["evaluation"] * 80 + ["test"] * 80
     assert all(sum(line["probabilities"]) == pytest.approx(1, abs=1e-4) for line in predictions)
+
+
+@pytest.mark.slow
+def test_transformers_own_model_trains_and_classifies_on_request(workplace: Path) -> None:
+    quick = ["--demo", "--epochs", "1", "--output-dir", "stock", "--backbone", "transformers"]
+    done = script("train.py", *quick, cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    # tiny has no norm over time.
+    said = "forward pass: transformers' own wav2vec2, in which padding changes no result"
+    assert said in done.stdout.splitlines()
+    assert json.loads((workplace / "stock" / "run.json").read_text())["forward_pass"] == "transformers"
+    file = next(workplace.rglob("test/*/*.wav"))
+    scores = []
+    for backbone in ("audiocls", "transformers"):
+        arguments = ["stock", file, "--format", "jsonl", "--top-k", 10, "--backbone", backbone]
+        done = script("infer.py", *arguments, cwd=workplace)
+        scores.append({one["label"]: one["score"] for one in json.loads(done.stdout)["scores"]})
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
 
 
 def test_predictions_are_those_of_the_best_step_and_of_infer(run: Path, workplace: Path) -> None:

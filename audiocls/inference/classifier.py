@@ -20,7 +20,6 @@ from audiocls.errors import InputOutputFailed, UserError, out_of_memory_explaine
 from audiocls.inference.recordings import Hearing, Piece, Recording, pieces_of
 from audiocls.inference.windows import WindowScores
 from audiocls.model.backbone import load_for_inference
-from audiocls.model.kernels import keep_freed_memory
 from audiocls.model.loaded import LoadedModel
 from audiocls.storage import MANIFEST, damage, finish_swap
 
@@ -62,7 +61,6 @@ class Classifier:
     """
 
     def __init__(self, loaded: LoadedModel, device: torch.device, precision: str = "fp32") -> None:
-        keep_freed_memory()
         self.model = loaded.model.to(device).eval()
         self.backbone = loaded.backbone
         self.device = device

@@ -1,4 +1,4 @@
-"""Load a speech encoder with a classification head, and save it: every AutoModelForAudioClassification."""
+"""A name -> a speech encoder with a classification head: every AutoModelForAudioClassification."""
 
 import contextlib
 import dataclasses
@@ -80,13 +80,13 @@ def open_backbone(
     Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
     """
     name = os.path.expanduser(name)
-    backbone = None if stock else read_saved(Path(name))
+    backbone = None
     if name == "tiny" and not stock:
-        config = EncoderConfig.read(TINY)
-        backbone = Backbone(name, None, config, WaveformExtractor(**TINY_FEATURE_EXTRACTOR))
-    if backbone is None:
-        backbone = open_by_transformers(name, revision, with_labels=with_labels, stock=stock)
-    check_window(backbone)
+        backbone = Backbone(name, None, EncoderConfig.read(TINY), WaveformExtractor(**TINY_FEATURE_EXTRACTOR))
+    elif not stock:
+        backbone = read_saved(Path(name))
+    backbone = backbone or open_by_transformers(name, revision, with_labels=with_labels, stock=stock)
+    check_config(backbone)
     return backbone
 
 
@@ -119,8 +119,8 @@ def open_by_transformers(name: str, revision: str | None, *, with_labels: bool, 
     return dataclasses.replace(backbone, config=ours, feature_extractor=settings)
 
 
-def check_window(backbone: Backbone) -> None:
-    """Raises UserError where config and feature extractor do not fit, or a frame is absurdly long."""
+def check_config(backbone: Backbone) -> None:
+    """Raises UserError where config and feature extractor do not fit, or the config cannot be a model's."""
     config, extractor = backbone.config, backbone.feature_extractor
     seconds = backbone.min_samples / backbone.sampling_rate
     if seconds > MOST_SECONDS_A_FRAME:
@@ -134,6 +134,8 @@ def check_window(backbone: Backbone) -> None:
         case "audio-spectrogram-transformer":
             made = (extractor.num_mel_bins, extractor.max_length)
             expected = (config.num_mel_bins, config.max_length)
+        case "wavlm" if not config.max_bucket_distance > config.num_buckets // 4 > 0:
+            raise UserError(f"{backbone.name}: its num_buckets and max_bucket_distance do not fit.")
     if made != expected:
         raise UserError(f"{backbone.name}: preprocessor_config.json makes {made} and config.json {expected}.")
 
@@ -143,7 +145,8 @@ def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -
     torch.manual_seed(seed)
     backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
     if backbone.transformers_config is None:
-        return tried(LoadedModel(build_model(backbone), backbone))
+        built = build_model(backbone)
+        return tried(LoadedModel(built, dataclasses.replace(backbone, tensors=None)))
     model, unfit, unused = load_by_transformers(backbone)
     kind, name, notes = backbone.config.model_type, backbone.name, []
     unfit = [key for key in unfit if not (key.startswith(LEARNED_HERE) or key.endswith("masked_spec_embed"))]
@@ -161,7 +164,8 @@ def load_for_inference(name: str, revision: str | None = None, *, stock: bool = 
     """
     backbone = open_backbone(name, revision, with_labels=True, stock=stock)
     if backbone.transformers_config is None:
-        return tried(LoadedModel(build_model(backbone).eval().requires_grad_(False), backbone))
+        built = build_model(backbone).eval().requires_grad_(False)
+        return tried(LoadedModel(built, dataclasses.replace(backbone, tensors=None)))
     model, unfit, unused = load_by_transformers(backbone)
     if wrong := sorted([*unfit, *unused]):
         raise UserError(
@@ -173,7 +177,7 @@ def load_for_inference(name: str, revision: str | None = None, *, stock: bool = 
 def tried(loaded: LoadedModel) -> LoadedModel:
     """The model, after a forward pass of the shortest clip: some bad configs only fail there.
 
-    A model of a fixed window, for which that would take long, was checked by `check_window`.
+    A model of a fixed window, for which that would take long, was checked by `check_config`.
     """
     model, backbone, was_training = loaded.model, loaded.backbone, loaded.model.training
     if backbone.max_samples is None:
@@ -195,7 +199,8 @@ def build_model(backbone: Backbone) -> SpeechClassifier:
     config, num_labels = backbone.config, len(backbone.labels)
     if backbone.tensors is None:
         return SpeechClassifier(config, num_labels)
-    tensors = {name: tensor.float() for name, tensor in backbone.tensors.items()}
+    # A copy, as the model's weights will change.
+    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in backbone.tensors.items()}
     if len(tensors["classifier.bias"]) != num_labels:
         head = nn.Linear(config.classifier_proj_size, num_labels)
         tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
@@ -218,7 +223,10 @@ def load_by_transformers(backbone: Backbone) -> tuple[nn.Module, list[str], list
     config.problem_type = backbone.problem_type
     model_class = AutoModelForAudioClassification._model_mapping[type(config)]
     if name == "tiny":
-        return StockModel(model_class(config)), [], []
+        weights = SpeechClassifier(EncoderConfig(**TINY), len(backbone.labels)).state_dict()
+        theirs = model_class(config)
+        theirs.load_state_dict(weights)
+        return StockModel(theirs), [], []
     with loading(f"The model {name}", is_local=Path(name).is_dir()):
         files = weight_files(name, partial(model_file, name, backbone.revision))
         if not files:
@@ -250,13 +258,22 @@ def first_of(names: Sequence[str]) -> str:
     return named(names, 3) + (" tensors" if len(names) > 3 else "")
 
 
-def freeze_feature_encoder(loaded: LoadedModel) -> None:
-    """Leave the convolutional encoder out of training. Raises UserError where the model has none."""
-    if not loaded.backbone.takes_waveforms:
-        name = loaded.backbone.name
+def check_can_freeze(backbone: Backbone, *, cache_features: bool) -> None:
+    """Raises UserError where the model has no convolutional encoder, or none whose output can be cached."""
+    if not backbone.takes_waveforms:
+        name = backbone.name
         raise UserError(
             f"{name} has no convolutional encoder of waveforms: leave out --freeze-feature-encoder."
         )
+    if cache_features and backbone.is_stock:
+        kind = backbone.config.model_type
+        raise UserError(
+            f"--cache-features needs audiocls's forward pass; transformers' own {kind} runs: leave it out."
+        )
+
+
+def freeze_feature_encoder(loaded: LoadedModel) -> None:
+    """Leave the convolutional encoder out of training."""
     if isinstance(loaded.model, SpeechClassifier):
         loaded.model.encoder.feature_extractor.requires_grad_(False)
     else:

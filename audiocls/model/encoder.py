@@ -4,6 +4,7 @@ Wav2Vec2, HuBERT, UniSpeech, UniSpeech-SAT and WavLM under a classification head
 training and for classifying. The mathematics and the parameters' names and shapes are those of transformers'
 classes (settings.ARCHITECTURES): their weights are loaded here, and they load what is saved here. Two things
 are added: padding changes no result, and SpecAugment's masks and a frozen encoder's features are arguments.
+Attributes have transformers' names, too: `encoder.encoder` is the transformer.
 
     input_values    float32 [batch, samples]            waveforms, zero-padded on the right
     features        float [batch, channels, frames]     what the convolutions make of them
@@ -14,19 +15,15 @@ are added: padding changes no result, and SpecAugment's masks and a frozen encod
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function as part
-from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from audiocls.model.kernels import attention, dropout, linear, long_convolution
-from audiocls.model.settings import EncoderConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+from audiocls.model.settings import ACTIVATIONS, EncoderConfig
 
 
 class SpeechClassifier(nn.Module):
@@ -66,27 +63,20 @@ class SpeechClassifier(nn.Module):
             features: float [batch, channels, frames], instead of `input_values` what the convolutions made of
                 them. `lengths` counts samples all the same.
         """
-        encoded = self.encoder(input_values, lengths, masked_frames, masked_channels, features)
+        states: list[Tensor] | None = [] if self.config.use_weighted_layer_sum else None
+        hidden_states, is_real = self.encoder(
+            input_values, lengths, masked_frames, masked_channels, features, states
+        )
         with part("head"):
-            hidden_states = encoded.last_hidden_state
-            if self.config.use_weighted_layer_sum:
+            if states is not None:
                 weights = self.layer_weights.softmax(-1)
-                hidden_states = torch.tensordot(weights, torch.stack(encoded.hidden_states), dims=1)
+                hidden_states = sum(weight * state for weight, state in zip(weights, states, strict=True))
             projected = self.projector(hidden_states)  # [batch, frames, projection]
-            if encoded.is_real is None:
+            if is_real is None:
                 pooled = projected.mean(1)
             else:
-                is_real = encoded.is_real[..., None]
-                pooled = (projected * is_real).sum(1) / is_real.sum(1)
+                pooled = projected.masked_fill(~is_real, 0).sum(1) / is_real.sum(1)
             return self.classifier(pooled)
-
-
-class Encoded(NamedTuple):
-    """What an encoder made of a batch."""
-
-    last_hidden_state: Tensor  # float [batch, frames, hidden]
-    hidden_states: list[Tensor]  # before the first layer and after each, of that shape
-    is_real: Tensor | None  # bool [batch, frames], False where a frame is padding; None: nothing is padded
 
 
 class Encoder(nn.Module):
@@ -107,11 +97,16 @@ class Encoder(nn.Module):
         masked_frames: Tensor | None = None,
         masked_channels: Tensor | None = None,
         features: Tensor | None = None,
-    ) -> Encoded:
+        states: list[Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The last hidden state; and bool [batch, frames, 1], what of it is real, None if nothing is padded.
+
+        The hidden states before the first layer and after each are added to `states`.
+        """
         with part("convolutions"):
             if features is None:
                 features = self.feature_extractor(input_values, lengths)
-            elif features.dtype == torch.float16:  # as they are kept
+            elif features.dtype == torch.float16:  # as they are cached
                 features = features.float()
         with part("projection"):
             hidden_states = self.feature_projection(features.transpose(1, 2))
@@ -122,11 +117,10 @@ class Encoder(nn.Module):
             if masked_channels is not None:
                 hidden_states = hidden_states.masked_fill(masked_channels[:, None], 0)
             if lengths is not None:
-                frames = torch.arange(hidden_states.shape[1], device=lengths.device)
-                is_real = frames < self.feature_extractor.num_frames(lengths)[:, None]
-                hidden_states = hidden_states * is_real[..., None]
-        last_hidden_state, all_hidden_states = self.encoder(hidden_states, is_real)
-        return Encoded(last_hidden_state, all_hidden_states, is_real)
+                frames = torch.arange(hidden_states.shape[1], device=lengths.device)[:, None]
+                is_real = frames < self.feature_extractor.num_frames(lengths)[:, None, None]
+                hidden_states = hidden_states.masked_fill(~is_real, 0)
+        return self.encoder(hidden_states, is_real, states), is_real
 
 
 class Convolutions(nn.Module):
@@ -190,7 +184,7 @@ def norm_over_time(hidden_states: Tensor, norm: nn.GroupNorm, num_frames: Tensor
     hidden_states = hidden_states.to(norm.weight.dtype)  # under autocast, too
     count = num_frames[:, None, None]
     is_real = torch.arange(hidden_states.shape[-1], device=count.device) < count  # bool [batch, 1, frames]
-    # These are the largest tensors there are: one more is made than torch's own norm would, none is kept.
+    # The largest tensors there are: one more than torch's own norm makes; in place, so that it is not two.
     mean = (hidden_states * is_real).sum(-1, keepdim=True) / count
     centered = (hidden_states - mean).mul_(is_real)
     variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square() / count
@@ -226,28 +220,29 @@ class Transformer(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers: Any = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
 
-    def forward(self, hidden_states: Tensor, is_real: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """float [batch, frames, hidden], bool [batch, frames] -> the last hidden state, and all of them."""
+    def forward(
+        self, hidden_states: Tensor, is_real: Tensor | None, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """float [batch, frames, hidden], bool [batch, frames, 1] -> the last hidden state, like the first."""
         with part("positional convolution"):
             hidden_states = hidden_states + self.pos_conv_embed(hidden_states)
             if not self.config.do_stable_layer_norm:
                 hidden_states = self.layer_norm(hidden_states)
             hidden_states = dropout(hidden_states, self.config.hidden_dropout, self.training)
-        mask = (
-            None if is_real is None else is_real[:, None, None]
-        )  # bool [batch, 1, 1, keys], True = attended to
+        # bool [batch, 1, 1, frames], True = attended to
+        mask = None if is_real is None else is_real.mT[:, None]
         position_bias = None
         if self.config.is_wavlm:
             position_bias = self.layers[0].attention.position_bias(hidden_states.shape[1])
-        all_hidden_states = [hidden_states]
+        if states is not None:
+            states.append(hidden_states)
         for number, layer in enumerate(self.layers):
             with part(f"layer {number}"):
                 if not self.is_dropped(number):
                     hidden_states = layer(hidden_states, mask, position_bias)
-            all_hidden_states.append(hidden_states)
-        if self.config.do_stable_layer_norm:
-            hidden_states = self.layer_norm(hidden_states)
-        return hidden_states, all_hidden_states
+            if states is not None:
+                states.append(hidden_states)
+        return self.layer_norm(hidden_states) if self.config.do_stable_layer_norm else hidden_states
 
     def is_dropped(self, number: int) -> bool:
         """LayerDrop (Fan et al. 2019, https://arxiv.org/abs/1909.11556), drawn on the CPU: nothing waits."""
@@ -261,20 +256,16 @@ class PositionalConvolution(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        width, taps, groups = (
-            config.hidden_size,
-            config.num_conv_pos_embeddings,
-            config.num_conv_pos_embedding_groups,
-        )
+        width, taps = config.hidden_size, config.num_conv_pos_embeddings
+        groups = config.num_conv_pos_embedding_groups
         self.conv = weight_norm(nn.Conv1d(width, width, taps, padding=taps // 2, groups=groups), dim=2)
         self.activation = ACTIVATIONS[config.feat_extract_activation]
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float [batch, frames, hidden] -> the same."""
         positions = long_convolution(hidden_states.transpose(1, 2), self.conv)
-        return self.activation(positions[..., : hidden_states.shape[1]]).transpose(
-            1, 2
-        )  # an even kernel makes one more
+        positions = positions[..., : hidden_states.shape[1]]  # an even number of taps makes one more
+        return self.activation(positions).transpose(1, 2)
 
 
 class Layer(nn.Module):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import UserError
 from audiocls.hub import hub_file
 from audiocls.model.encoder import SpeechClassifier
 from audiocls.model.loaded import Backbone, LoadedModel
@@ -28,7 +28,8 @@ NOT_KEPT = set(
     "architectures chunk_size_feed_forward dtype id2label is_encoder_decoder label2id output_hidden_states "
     "problem_type return_dict transformers_version".split()
 )
-# What an architecture hears through, where that is not Wav2Vec2FeatureExtractor.
+PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+# The feature extractor of an architecture, where that is not Wav2Vec2FeatureExtractor.
 FEATURE_EXTRACTORS = {
     "audio-spectrogram-transformer": "ASTFeatureExtractor",
     "wav2vec2-bert": "SeamlessM4TFeatureExtractor",
@@ -37,7 +38,7 @@ FEATURE_EXTRACTORS = {
 
 
 def read_saved(folder: Path) -> Backbone | None:
-    """The model in `folder` with its tensors, if encoder.py computes it and `save_model` writes it like that.
+    """The model in `folder` with its tensors, if encoder.py computes it and it lies there as saved here.
 
     None where anything is otherwise: then transformers loads it, or says what is wrong.
     """
@@ -46,15 +47,17 @@ def read_saved(folder: Path) -> Backbone | None:
         _, extractor = read_settings(folder / "preprocessor_config.json", WaveformExtractor)
         if config is None or extractor is None or values.get("architectures") != [config.architecture]:
             return None
-        labels = tuple(labels_in(values, folder / "config.json"))
-        tensors = read_tensors([folder / "model.safetensors"])
+        labels, problem_type = tuple(labels_in(values, folder / "config.json")), values.get("problem_type")
         with torch.device("meta"):
             expected = SpeechClassifier(config, len(labels)).state_dict()
-    except (UserError, InputOutputFailed, ValueError, TypeError, RuntimeError):
+        tensors = read_tensors([folder / "model.safetensors"])
+    except (UserError, ValueError, TypeError, RuntimeError):
         return None
     if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
         return None
-    return Backbone(str(folder), None, config, extractor, None, labels, values.get("problem_type"), tensors)
+    if problem_type not in (None, *PROBLEM_TYPES):
+        return None
+    return Backbone(str(folder), None, config, extractor, None, labels, problem_type, tensors)
 
 
 def read_settings(path: Path, kind: Any) -> tuple[dict[str, Any], Any]:
@@ -80,7 +83,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json() | about)
     write_json(folder / "preprocessor_config.json", dataclasses.asdict(extractor))
-    save_file(loaded.model.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    tensors = {name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def model_file(name: str, revision: str | None, filename: str) -> Path | None:
@@ -137,7 +141,7 @@ def read_feature_extractor(name: str, revision: str | None, config: Any) -> Any:
     expected = FEATURE_EXTRACTORS.get(config.model_type, "Wav2Vec2FeatureExtractor")
     kind = values.get("feature_extractor_type", expected)
     if kind != expected:
-        raise UserError(f"{path}: a {config.model_type} hears through {expected}, not {kind!r}.")
+        raise UserError(f"{path}: a {config.model_type} needs a {expected}, not {kind!r}.")
     extractor_class = getattr(transformers, expected)
     defaults = {
         setting: parameter.default

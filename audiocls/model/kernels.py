@@ -1,11 +1,10 @@
-"""Faster ways to the same numbers on a CPU, as plain functions; whatever else they are given, torch computes.
+"""Faster ways to the same numbers in float32 on a CPU; anything else is passed on to torch.
 
 tests/test_kernels.py holds each to torch's own result, benchmarks/kernels.py shows what each gives by itself.
 KERNELFIGURES
 """
 
-import contextlib
-import ctypes
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def is_plain(one: Tensor, other: Tensor) -> bool:
-    """Whether both are float32 on a CPU, to be computed as such, now."""
+def is_ours(one: Tensor, other: Tensor) -> bool:
+    """Whether both are float32 on a CPU, and to be computed so: not autocast, compiled or exported."""
     return (
         one.dtype == other.dtype == torch.float32
         and one.device.type == "cpu"
@@ -27,9 +26,9 @@ def is_plain(one: Tensor, other: Tensor) -> bool:
 def linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
     """`layer(inputs)`, float [batch, frames, from] -> [batch, frames, to], by oneDNN.
 
-    torch gives float32 products to MKL, which takes twice as long on this CPU.
+    torch gives float32 products to MKL, which takes twice as long on AMD's CPUs with AVX-512.
     """
-    if not is_plain(inputs, layer.weight) or not torch.backends.mkldnn.is_available():
+    if not is_ours(inputs, layer.weight) or not has_onednn():
         return layer(inputs)
     return OneDNNLinear.apply(inputs.flatten(0, -2), layer.weight, layer.bias).unflatten(0, inputs.shape[:-1])
 
@@ -54,6 +53,11 @@ class OneDNNLinear(torch.autograd.Function):
         )
 
 
+@cache
+def has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     """`left @ right.T + bias`."""
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
@@ -70,10 +74,10 @@ def dropout(inputs: Tensor, p: float, training: bool) -> Tensor:
 
 
 def draw_kept(shape: torch.Size, p: float) -> Tensor:
-    """bool of `shape`: what dropout keeps, each value with probability 1 - p, to the next of 65,536 parts."""
+    """bool of `shape`: what dropout keeps, each value with probability 1 - p, to the nearest 1/65,536."""
     words = torch.empty((shape.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    values = words.view(torch.int16)[: shape.numel()].view(shape)  # all 65,536 alike
-    return values >= round(p * 2**16) - 2**15
+    values = words.view(torch.int16)[: shape.numel()].view(shape)  # of all 65,536 equally likely
+    return values >= min(round(p * 2**16), 2**16 - 1) - 2**15
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
@@ -81,7 +85,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p:
 
     float [batch, heads, frames, width] each; mask bool, True = attended to, or float, added to the scores.
     """
-    if not 0 < p < 1 or not is_plain(query, key):
+    if not 0 < p < 1 or not is_ours(query, key):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     if mask is not None:
@@ -94,11 +98,12 @@ def long_convolution(inputs: Tensor, conv: nn.Conv1d) -> Tensor:
 
     float [batch, channels, time] -> float [batch, channels, time + 2 * padding - taps + 1].
     """
-    taps, padding, weight = conv.kernel_size[0], int(conv.padding[0]), conv.weight
+    weight = conv.weight  # where it has a weight norm, each look computes it
+    taps, padding = conv.kernel_size[0], int(conv.padding[0])
     num_out = inputs.shape[-1] + 2 * padding - taps + 1
     # The weight's transform costs the same for any input: of a short one it is the most.
-    if taps < 64 or inputs.shape[0] * num_out < 2 * taps or not is_plain(inputs, weight):
-        return conv(inputs)
+    if not is_ours(inputs, weight) or taps < 64 or inputs.shape[0] * num_out < 2 * taps:
+        return F.conv1d(inputs, weight, conv.bias, padding=padding, groups=conv.groups)
     length = taps + taps // 2  # of a block, of which the first `hop` results hold no wrapped-around tap
     hop = length - taps + 1
     num_blocks = -(-num_out // hop)
@@ -109,16 +114,3 @@ def long_convolution(inputs: Tensor, conv: nn.Conv1d) -> Tensor:
     spectrum = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
     output = torch.fft.irfft(spectrum, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
     return output if conv.bias is None else output + conv.bias[:, None]
-
-
-def keep_freed_memory() -> None:
-    """Let the C library keep what is freed (glibc; elsewhere nothing happens).
-
-    It would return the large tensors of every step to the system and fault them in again at the next.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        for size in (2**25, 2**30):  # older ones refuse more than the first
-            libc.mallopt(m_mmap_threshold, size)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)

@@ -21,16 +21,21 @@ class Backbone:
     feature_extractor: Any
     commit: str | None = None  # on the Hub, where it comes from there
     labels: tuple[str, ...] = ()  # in the order of the outputs: a fine-tuned model's, or those to train
-    problem_type: str | None = None  # what transformers calls how the scores come of the logits
-    tensors: dict[str, Tensor] | None = field(
-        default=None, repr=False
-    )  # read already, where that needs no transformers
-    transformers_config: Any = None  # by which transformers loads the weights; None: it need not be imported
+    problem_type: str | None = None  # transformers' name for how logits become scores
+    # One of the next two, or neither for `tiny`. Weights that were read without transformers:
+    tensors: dict[str, Tensor] | None = field(default=None, repr=False)
+    # By what transformers is to load them:
+    transformers_config: Any = None
 
     @property
     def is_stock(self) -> bool:
         """Whether transformers' own model runs, not encoder.py's."""
         return not isinstance(self.config, EncoderConfig)
+
+    @property
+    def forward_pass(self) -> str:
+        """Whose code computes the logits: "audiocls" or "transformers"."""
+        return "transformers" if self.is_stock else "audiocls"
 
     @property
     def sampling_rate(self) -> int:
@@ -89,11 +94,6 @@ class LoadedModel:
     takes_features: bool = False  # whether clips have been through its convolutional encoder already
 
     @property
-    def forward_pass(self) -> str:
-        """Whose code computes the logits: "audiocls" or "transformers"."""
-        return "transformers" if self.backbone.is_stock else "audiocls"
-
-    @property
     def padding_invariant(self) -> bool:
         """Whether a clip's logits are the same whatever is padded beside it."""
         config, extractor = self.backbone.config, self.backbone.feature_extractor
@@ -109,9 +109,9 @@ class LoadedModel:
 
         # For each length, padded or not, training and evaluating; beyond 8, torch would give up.
         config.recompile_limit = 64
-        for parts in self.model.modules():
-            for part in parts if isinstance(parts, nn.ModuleList) else ():
-                part.compile()
+        for layers in self.model.modules():
+            for layer in layers if type(layers) is nn.ModuleList else ():
+                layer.compile()
 
     def collator(self, edges: tuple[int, ...] = ()) -> Collator:
         """What makes batches for it; waveforms are padded to the next of `edges`, in samples."""
@@ -126,21 +126,19 @@ class LoadedModel:
     def training_collator(self, seed: int, edges: tuple[int, ...] = ()) -> Collator:
         """The same with SpecAugment's masks, where the model is configured to have them."""
         config, collate = self.backbone.config, self.collator(edges)
-        time, channels = (getattr(config, f"mask_{axis}_prob", 0) for axis in ("time", "feature"))
-        if self.backbone.is_stock:
-            channels = 0  # those it draws itself, from NumPy's generator
-        if (
-            not getattr(config, "apply_spec_augment", True)
-            or not (time or channels)
-            or config.model_type == "whisper"
-        ):
-            return collate  # Whisper draws all its masks
-        return SpecAugment(
-            collate,
-            # A spectrogram's mask counts frames already.
-            self.backbone.frames_of_samples if self.backbone.takes_waveforms else int,
-            seed,
-            Spans(time, config.mask_time_length, getattr(config, "mask_time_min_masks", 0)),
-            Spans(channels, config.mask_feature_length, config.mask_feature_min_masks) if channels else None,
-            getattr(config, "hidden_size", 0),
+        if config.model_type == "whisper" or not getattr(config, "apply_spec_augment", True):
+            return collate  # Whisper draws its own
+        frames = Spans(
+            getattr(config, "mask_time_prob", 0),
+            getattr(config, "mask_time_length", 1),
+            getattr(config, "mask_time_min_masks", 0),
         )
+        channels = None  # those of a stock model are drawn in it
+        if not self.backbone.is_stock and config.mask_feature_prob:
+            lengths = config.mask_feature_length, config.mask_feature_min_masks
+            channels = Spans(config.mask_feature_prob, *lengths)
+        if not frames.prob and channels is None:
+            return collate
+        # A spectrogram's mask counts frames already.
+        frames_of = self.backbone.frames_of_samples if self.backbone.takes_waveforms else int
+        return SpecAugment(collate, frames_of, seed, frames, channels, getattr(config, "hidden_size", 0))

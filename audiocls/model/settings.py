@@ -1,9 +1,13 @@
 """The two JSON files of a model that encoder.py computes: known fields, transformers' defaults."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-ACTIVATIONS = ("gelu", "relu")
+from torch import Tensor
+from torch.nn import functional as F
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
 ARCHITECTURES = {
     "wav2vec2": "Wav2Vec2ForSequenceClassification",
     "hubert": "HubertForSequenceClassification",
@@ -12,7 +16,7 @@ ARCHITECTURES = {
     "wavlm": "WavLMForSequenceClassification",
 }
 # Fields that only one architecture's config has.
-OF_ONE = {
+ONLY_IN = {
     "feat_proj_layer_norm": "hubert",
     "conv_pos_batch_norm": "hubert",
     "num_buckets": "wavlm",
@@ -62,7 +66,6 @@ class EncoderConfig:
     # the head
     use_weighted_layer_sum: bool = False
     classifier_proj_size: int = 256
-    initializer_range: float = 0.02
     # variants that are not computed here
     conv_pos_batch_norm: bool = False
     add_adapter: bool = False
@@ -77,18 +80,20 @@ class EncoderConfig:
         is_known = (
             config.model_type in ARCHITECTURES
             and config.feat_extract_norm in ("group", "layer")
-            and {config.feat_extract_activation, config.hidden_act} <= set(ACTIVATIONS)
+            and {config.feat_extract_activation, config.hidden_act} <= ACTIVATIONS.keys()
             and len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0
+            and min(*config.conv_dim, *config.conv_kernel, *config.conv_stride) > 0
             and config.num_attention_heads > 0
             and config.hidden_size % config.num_attention_heads == 0
-            and not (config.conv_pos_batch_norm or config.add_adapter or config.adapter_attn_dim)
+            and not (config.conv_pos_batch_norm or config.add_adapter)
+            and config.adapter_attn_dim is None
         )
         return config if is_known else None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields that the architecture's config.json has."""
+        """For a config.json: all fields but those of another architecture alone."""
         kind = self.model_type
-        return {name: value for name, value in asdict(self).items() if OF_ONE.get(name, kind) == kind}
+        return {name: value for name, value in asdict(self).items() if ONLY_IN.get(name, kind) == kind}
 
     @property
     def architecture(self) -> str:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audiocls.model.settings import ARCHITECTURES
+
 
 class StockModel(nn.Module):
     """A model of `AutoModelForAudioClassification`, called as SpeechClassifier is."""
@@ -53,9 +55,7 @@ def padding_changes_nothing(config: Any, feature_extractor: Any) -> bool:
     `feat_extract_norm` "group"), the positional convolutions (Data2Vec-Audio), the convolution modules
     (Wav2Vec2-Conformer) or the pooling of frames (SEW, SEW-D).
     """
-    match config.model_type:
-        case "audio-spectrogram-transformer" | "whisper" | "wav2vec2-bert":
-            return True
-        case "wav2vec2" | "hubert" | "wavlm" | "unispeech" | "unispeech-sat":
-            return config.feat_extract_norm == "layer" and feature_extractor.return_attention_mask
-    return False
+    if config.model_type in ("audio-spectrogram-transformer", "whisper", "wav2vec2-bert"):
+        return True
+    is_masked = feature_extractor.return_attention_mask and not getattr(config, "conv_pos_batch_norm", False)
+    return config.model_type in ARCHITECTURES and config.feat_extract_norm == "layer" and is_masked

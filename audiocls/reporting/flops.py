@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from audiocls.model.settings import ARCHITECTURES
+
 
 def forward_flops(config: Any, num_samples: int) -> dict[str, float]:
     """Floating-point operations of a forward pass over a clip, by part; empty where the parts are not known.
@@ -10,7 +12,7 @@ def forward_flops(config: Any, num_samples: int) -> dict[str, float]:
     norms, activations and the head over pooled frames, below 1%, are not. 13.8e9 for a second of audio
     through wav2vec2-base. Known are encoders of waveforms that end in plain transformer layers.
     """
-    if config.model_type not in ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"):
+    if config.model_type not in ARCHITECTURES:
         return {}
     convolutions, frames, channels = 0, num_samples, 1
     for width, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):

@@ -3,7 +3,7 @@
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -74,6 +74,43 @@ class Phases:
         return seconds
 
 
+@dataclass
+class PartTime:
+    """What a part of the model took in the traced steps; on a GPU the time of its kernels."""
+
+    forward_seconds: float = 0.0
+    backward_seconds: float = 0.0
+
+
+def part_times(events: Iterable[Any], *, on_gpu: bool) -> dict[str, PartTime]:
+    """For each range that a model opened in its forward pass, in order, its time and its backward pass's.
+
+    autograd numbers operations: a function of the backward pass has the number of the operation that it
+    differentiates, and so belongs to the part in whose range that was.
+    """
+    events = list(events)
+    parts: dict[str, PartTime] = {}
+    part_of: dict[int, str] = {}  # by an operation's number
+
+    def seconds(event: Any) -> float:
+        return (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
+
+    for event in events:
+        if not (event.is_user_annotation and event.cpu_parent and event.cpu_parent.name == "forward"):
+            continue
+        parts.setdefault(event.name, PartTime()).forward_seconds += seconds(event)
+        inside = [event]
+        while inside:
+            operation = inside.pop()
+            part_of[operation.sequence_nr] = event.name
+            inside += operation.cpu_children
+    for event in events:
+        is_backward = event.name.startswith("autograd::engine::evaluate_function")
+        if is_backward and event.sequence_nr in part_of:
+            parts[part_of[event.sequence_nr]].backward_seconds += seconds(event)
+    return parts
+
+
 class StepProfiler:
     """`--profile`: after some steps to warm up, a few with torch's profiler, then a few timed one by one.
 
@@ -96,6 +133,7 @@ class StepProfiler:
         self.steps_seen = 0
         self.timed: list[StepFacts] = []
         self.profile: profile | None = None
+        self.parts: dict[str, PartTime] = {}
 
     def step(self, step: StepFacts) -> str | None:
         """A step is over; after the last that is timed, the table."""
@@ -107,7 +145,7 @@ class StepProfiler:
             activities = [ProfilerActivity.CPU]
             if self.device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
-            self.profile = profile(activities=activities)
+            self.profile = profile(activities=activities, acc_events=True)
             with quiet_stderr:  # its own words, of no use here
                 self.profile.start()
             self.phase.is_traced = True
@@ -127,6 +165,7 @@ class StepProfiler:
         self.phase.is_traced = False
         with quiet_stderr:
             self.profile.stop()
+        self.parts = part_times(self.profile.events() or [], on_gpu=self.device.type == "cuda")
         try:
             self.folder.mkdir(exist_ok=True)
             self.profile.export_chrome_trace(str(self.folder / "trace.json.gz"))
@@ -144,9 +183,10 @@ class StepProfiler:
         steps, self.timed = self.timed, []
         flops = sum(step.clips * self.flops_of(step.audio_seconds / step.clips) for step in steps)
         figures = summarize(steps, flops, self.device, self.precision)
-        content = {"figures": figures, "steps": [asdict(step) for step in steps]}
+        parts = {name: asdict(part) for name, part in self.parts.items()}
+        content = {"figures": figures, "parts": parts, "steps": [asdict(step) for step in steps]}
         write_text(self.folder / "steps.json", json.dumps(content, indent=2))
-        return as_table(figures, len(steps), self.folder)
+        return as_table(figures, self.parts, len(steps), self.folder)
 
 
 def summarize(steps: list[StepFacts], flops: float, device: torch.device, precision: str) -> dict[str, Any]:
@@ -173,7 +213,7 @@ def summarize(steps: list[StepFacts], flops: float, device: torch.device, precis
     return figures
 
 
-def as_table(figures: dict[str, Any], num_steps: int, folder: Path) -> str:
+def as_table(figures: dict[str, Any], parts: dict[str, PartTime], num_steps: int, folder: Path) -> str:
     phases = figures["phase_milliseconds"]
     total = sum(phases.values())
     lines = [f"profile of {num_steps} steps on {figures['device']} in {figures['precision']}:"]
@@ -188,6 +228,11 @@ def as_table(figures: dict[str, Any], num_steps: int, folder: Path) -> str:
             f"  {figures['flops_per_second'] / 1e12:.3g} TFLOP/s, {figures['share_of_peak']:.1%} of the "
             f"{figures['peak_flops_per_second'] / 1e12:.3g} of a large matrix product"
         )
+    both = sum(part.forward_seconds + part.backward_seconds for part in parts.values())
+    if both:
+        lines.append("  parts of the model:      forward backward")
+    for name, part in parts.items() if both else ():
+        lines.append(f"    {name:22}{part.forward_seconds / both:8.1%} {part.backward_seconds / both:8.1%}")
     return "\n".join(
         [*lines, f"  the trace is {folder / 'trace.json.gz'}: open it at https://ui.perfetto.dev"]
     )

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from tqdm import tqdm
 from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
 from audiocls.data.loader import ClipDataset, Example
 from audiocls.data.prepare import RunData
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import InputOutputFailed
 from audiocls.model.loaded import LoadedModel
 
 
@@ -39,14 +38,10 @@ def cache_features(
 ) -> tuple[LoadedModel, RunData]:
     """Model and data as before, but for clips that have been through the model's frozen encoder.
 
-    Raises UserError where transformers' own model runs, which takes no features, InputOutputFailed where the
-    cache folder cannot hold them.
+    Raises InputOutputFailed where the cache folder cannot hold them.
     """
-    if loaded.backbone.is_stock:
-        kind = loaded.backbone.config.model_type
-        raise UserError(f"--cache-features needs audiocls's forward pass, and transformers' own {kind} runs.")
     waveforms: Waveforms = data.train.decoded
-    encoder: Any = loaded.model.encoder.feature_extractor
+    convolutions = loaded.model.encoder.feature_extractor
     channels = loaded.backbone.config.conv_dim[-1]
     rows = np.sort(np.concatenate([part.rows for part in (data.train, data.evaluation, data.test) if part]))
     frames = np.zeros(len(waveforms.clips), np.int64)
@@ -55,18 +50,18 @@ def cache_features(
     extractor, config = loaded.backbone.feature_extractor, loaded.backbone.config
     what_else = (extractor.do_normalize, extractor.padding_value, config.feat_extract_activation)
     made_from = hashlib.sha256(repr(what_else).encode() + frames.tobytes())  # and of which clips can be used
-    for tensor in encoder.state_dict().values():
+    for tensor in convolutions.state_dict().values():
         made_from.update(tensor.cpu().numpy().tobytes())
     key = cache_key(waveforms.clips, waveforms.sampling_rate, waveforms.max_samples)
     folder = cache_dir / "features" / f"{key}-{made_from.hexdigest()[:16]}"
 
     if not is_whole(folder, num_bytes):
         collate = loaded.collator()
-        encoder.to(device)
+        convolutions.to(device)
         with CacheWriter(folder) as cache, torch.inference_mode():
             for row in tqdm(rows, "encoding", disable=None, leave=False):
                 input_values = collate([Example(waveforms[row])]).inputs["input_values"].to(device)
-                cache.write(encoder(input_values)[0].T.half().contiguous().cpu().numpy())
+                cache.write(convolutions(input_values)[0].T.half().contiguous().cpu().numpy())
             cache.publish({"frames": frames.tolist()})
         if not is_whole(folder, num_bytes):
             raise InputOutputFailed(

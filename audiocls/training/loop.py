@@ -16,7 +16,6 @@ from audiocls.data.loader import ClipDataset, Loader, length_edges, make_loader
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
-from audiocls.model.kernels import keep_freed_memory
 from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.profiling import StepFacts
 from audiocls.reporting.run_log import RunLog, Window, say
@@ -48,7 +47,6 @@ def train(
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
     """
-    keep_freed_memory()
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
     if config.compile:

@@ -117,7 +117,7 @@ def write_run(
         "hub_commits": data.commits | ({config.model: backbone.commit} if backbone.commit else {}),
         "device": device_name(device),
         "precision": pick_precision(config.precision, device),
-        "forward_pass": "transformers" if backbone.is_stock else "audiocls",
+        "forward_pass": backbone.forward_pass,
         "versions": {
             "audiocls": __version__,
             "python": platform.python_version(),
@@ -143,6 +143,7 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
         ]
         others = {
             "precision": "precision",
+            "forward_pass": "forward pass",
             "label2id": "labels",
             "split_fingerprint": "clips, or their order",
         }
