@@ -16,11 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
 
 from audiocls.data.loader import Example
-from audiocls.model.backbone import TINY, load_for_inference, load_for_training, open_backbone
+from audiocls.errors import UserError
+from audiocls.model.backbone import (
+    TINY,
+    check_can_freeze,
+    load_for_inference,
+    load_for_training,
+    open_backbone,
+)
 from audiocls.model.encoder import SpeechClassifier
 from audiocls.model.files import read_saved, save_model
 from audiocls.model.loaded import LoadedModel
 from audiocls.model.settings import ARCHITECTURES, EncoderConfig
+from audiocls.model.stock import padding_changes_nothing
 
 LARGE_LIKE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -391,7 +399,10 @@ def test_a_config_outside_what_it_knows_runs_transformers_own_model(
         {"hidden_act": "gelu_new"},
         {"hidden_dropout": "0.1"},
         {"num_attention_heads": 0},
+        {"adapter_attn_dim": 0},
+        {"problem_type": "guess"},
         {"conv_dim": [16] * 6},
+        {"conv_dim": [0] * 7},
         {"conv_dim": 16},
         {"hidden_size": 64},
         {"id2label": None},
@@ -421,6 +432,63 @@ def test_another_head_is_put_on_a_saved_model_of_other_labels(tmp_path: Path) ->
         torch.equal(weights[name], saved[name]) for name in weights if not name.startswith("classifier.")
     )
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_models_of_one_backbone_share_no_weights(tmp_path: Path) -> None:
+    save(tmp_path)
+    backbone = open_backbone(str(tmp_path))
+    one, other = (load_for_training(backbone, LABELS, seed=0).model for _ in range(2))
+    with torch.no_grad():
+        for parameter in one.parameters():
+            parameter.zero_()
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in other.state_dict().items())
+
+
+def test_weights_that_lie_in_another_order_are_saved(tmp_path: Path) -> None:
+    theirs = save(tmp_path)
+    tensors = {
+        name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    save_model(load_for_inference(str(tmp_path)), tmp_path / "again")
+    saved = load_file(tmp_path / "again" / "model.safetensors")
+    assert all(torch.equal(saved[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
+def test_buckets_that_no_distance_fits_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, CASES["wavlm, few buckets"])
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_bucket_distance": 2}))
+    with pytest.raises(UserError, match="do not fit"):
+        open_backbone(str(tmp_path))
+
+
+def test_stock_models_are_only_batched_with_padding_that_they_mask() -> None:
+    masked, unmasked = (Wav2Vec2FeatureExtractor(return_attention_mask=told) for told in (True, False))
+    layer = AutoConfig.for_model("hubert", feat_extract_norm="layer")
+    assert padding_changes_nothing(layer, masked) and not padding_changes_nothing(layer, unmasked)
+    assert not padding_changes_nothing(AutoConfig.for_model("hubert"), masked)
+    batch_norm = AutoConfig.for_model("hubert", feat_extract_norm="layer", conv_pos_batch_norm=True)
+    assert not padding_changes_nothing(batch_norm, masked)
+
+
+def test_features_are_cached_only_for_our_own_forward_pass() -> None:
+    check_can_freeze(open_backbone("tiny"), cache_features=True)
+    check_can_freeze(open_backbone("tiny", stock=True), cache_features=False)
+    with pytest.raises(UserError, match="--cache-features needs"):
+        check_can_freeze(open_backbone("tiny", stock=True), cache_features=True)
+
+
+def test_tiny_has_the_same_weights_in_either_forward_pass() -> None:
+    ours, stock = (load_for_training(open_backbone("tiny", stock=s), LABELS, seed=3) for s in (False, True))
+    waveform = torch.randn(1, 8_000)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            ours.model.eval()(waveform), stock.model.eval()(waveform), rtol=0, atol=1e-6
+        )
 
 
 PROGRAMS = {
@@ -458,5 +526,3 @@ def test_transformers_own_model_runs_on_request_and_agrees(tmp_path: Path) -> No
         torch.testing.assert_close(ours.model(waveform), stock.model(waveform), rtol=0, atol=1e-6)
     for loaded in (ours, stock):
         assert isinstance(loaded, LoadedModel)
-    tiny = load_for_training(open_backbone("tiny", stock=True), LABELS, seed=0)
-    assert tiny.backbone.forward_pass == "transformers"

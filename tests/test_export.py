@@ -16,12 +16,13 @@ from audiocls.errors import UserError
 from audiocls.inference import export as export_module
 from audiocls.inference.classifier import Classifier
 from audiocls.inference.export import check_packages, export
+from audiocls.model.settings import ARCHITECTURES
 
 
 def classifier_of(name: str) -> Classifier:
-    return Classifier(
-        fine_tuned(name, LABELS, num_hidden_layers=1), torch.device("cpu")
-    )  # tracing takes its time
+    # Of one layer, as tracing takes its time, and of the taps of published models.
+    changes = {"num_hidden_layers": 1} | ({"num_conv_pos_embeddings": 128} if name in ARCHITECTURES else {})
+    return Classifier(fine_tuned(name, LABELS, **changes), torch.device("cpu"))
 
 
 def run_torch(path: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -43,6 +44,8 @@ def run_onnx(path: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     ("name", "format", "run"),
     [
         ("wav2vec2", "onnx", run_onnx),
+        ("wavlm", "onnx", run_onnx),
+        ("wavlm", "torch", run_torch),
         ("whisper", "onnx", run_onnx),
         ("data2vec-audio", "torch", run_torch),
         ("whisper", "torch", run_torch),
