@@ -59,7 +59,8 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     from audiocls.data.prepare import prepare_data
     from audiocls.model.backbone import load_for_training, open_backbone
 
-    backbone = open_backbone(str(save_backbone(folder / "model", SMALL)))  # of its model only shapes are used
+    model = str(save_backbone(folder / "model", SMALL))  # only its shapes are used
+    backbone, theirs = open_backbone(model), open_backbone(model, stock=True).feature_extractor
     cpu = torch.device("cpu")
     table = load_clips(clips)
     config = TrainConfig(
@@ -73,7 +74,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     def prepare_theirs() -> Any:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as ours does: sharing so small a resampling can cost ten times as much
-        encoded = encode(table, backbone.feature_extractor, longest, load_from_cache_file=False)
+        encoded = encode(table, theirs, longest, load_from_cache_file=False)
         torch.set_num_threads(num_threads)
         return encoded
 
@@ -84,7 +85,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     )
     loader = make_trainer(
         loaded.model,
-        backbone.feature_extractor,
+        theirs,
         encoded,
         output_dir=str(folder / "trainer"),
         per_device_train_batch_size=BATCH_SIZE,

@@ -1,6 +1,7 @@
 """A name -> a speech encoder with a classification head: every AutoModelForAudioClassification."""
 
 import contextlib
+import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -145,8 +146,10 @@ def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -
     torch.manual_seed(seed)
     backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
     if backbone.transformers_config is None:
-        built = build_model(backbone)
-        return tried(LoadedModel(built, dataclasses.replace(backbone, tensors=None)))
+        # Of a copy, as training changes the weights.
+        return tried(
+            LoadedModel(copy.deepcopy(build_model(backbone)), dataclasses.replace(backbone, tensors=None))
+        )
     model, unfit, unused = load_by_transformers(backbone)
     kind, name, notes = backbone.config.model_type, backbone.name, []
     unfit = [key for key in unfit if not (key.startswith(LEARNED_HERE) or key.endswith("masked_spec_embed"))]
@@ -199,8 +202,7 @@ def build_model(backbone: Backbone) -> SpeechClassifier:
     config, num_labels = backbone.config, len(backbone.labels)
     if backbone.tensors is None:
         return SpeechClassifier(config, num_labels)
-    # A copy, as the model's weights will change.
-    tensors = {name: tensor.to(torch.float32, copy=True) for name, tensor in backbone.tensors.items()}
+    tensors = {name: tensor.float() for name, tensor in backbone.tensors.items()}
     if len(tensors["classifier.bias"]) != num_labels:
         head = nn.Linear(config.classifier_proj_size, num_labels)
         tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
