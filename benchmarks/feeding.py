@@ -60,7 +60,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     from audiocls.model.backbone import load_for_training, open_backbone
 
     model = str(save_backbone(folder / "model", SMALL))  # only its shapes are used
-    backbone, theirs = open_backbone(model), open_backbone(model, stock=True).feature_extractor
+    backbone, stock = open_backbone(model), open_backbone(model, stock=True)
     cpu = torch.device("cpu")
     table = load_clips(clips)
     config = TrainConfig(
@@ -74,7 +74,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     def prepare_theirs() -> Any:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as ours does: sharing so small a resampling can cost ten times as much
-        encoded = encode(table, theirs, longest, load_from_cache_file=False)
+        encoded = encode(table, stock.feature_extractor, longest, load_from_cache_file=False)
         torch.set_num_threads(num_threads)
         return encoded
 
@@ -84,8 +84,8 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
         len(data.train), BATCH_SIZE, BATCH_SIZE, seed=0, epochs=1, lengths=data.train.num_samples
     )
     loader = make_trainer(
-        loaded.model,
-        theirs,
+        load_for_training(stock, data.labels, seed=0).model.model,
+        stock.feature_extractor,
         encoded,
         output_dir=str(folder / "trainer"),
         per_device_train_batch_size=BATCH_SIZE,

@@ -2,7 +2,7 @@
 
 tests/test_kernels.py holds each to torch's own result. What each gives by itself stands beside it, as
 benchmarks/kernels.py measures it: how many times as long a training step of wav2vec2-base takes without it,
-on 16 clips of 1 s and on 6 clips of 6 s, with two threads of an AMD EPYC with AVX-512 (median of seven rounds).
+on 16 clips of 1 s and on 6 clips of 6 s, with two threads of an AMD EPYC with AVX-512 (median of 7 rounds).
 """
 
 from functools import cache
