@@ -33,7 +33,7 @@ def test_it_leaves_out_what_only_compiling_needs() -> None:
     assert (finished.returncode, finished.stdout.strip()) == (0, "set()"), finished.stderr
 
 
-@pytest.mark.parametrize("architecture", ["wav2vec2", "sew"])  # without transformers, and with it
+@pytest.mark.parametrize("architecture", ["wav2vec2", "data2vec-audio"])  # without transformers, and with it
 def test_infer_classifies_and_exports(architecture: str, tmp_path: Path) -> None:
     save_backbone(architecture, tmp_path / "backbone")
     backbone = open_backbone(str(tmp_path / "backbone"))
