@@ -42,6 +42,10 @@ def test_a_clip_too_short_for_the_spans_has_fewer_or_none(num_frames: int) -> No
     assert len(starts) == (0 if num_frames < 10 else 1)
 
 
+def test_a_share_of_nothing_is_nothing_whatever_the_fewest_spans() -> None:
+    assert not Spans(0.0, 10, 2).draw(100, np.random.default_rng(0)).any()
+
+
 @pytest.fixture
 def loaded(tiny_wav2vec2: LoadedModel) -> LoadedModel:
     return tiny_wav2vec2

@@ -31,11 +31,11 @@ class Spans:
         return is_masked
 
     def starts(self, size: int, generator: np.random.Generator) -> np.ndarray:
-        """Where the spans begin, int [spans]."""
+        """Where the spans begin, int [spans]; none for a share of 0."""
         # Rounded up or down at random, so that the share is right on average.
         wanted = int(self.prob * size / self.length + generator.random())
         starts = max(0, size - self.length + 1)
-        num_spans = min(max(wanted, self.min_spans), size // self.length, starts)
+        num_spans = min(max(wanted, self.min_spans), size // self.length, starts) if self.prob else 0
         return generator.choice(starts, num_spans, replace=False) if num_spans else np.zeros(0, int)
 
 
@@ -60,10 +60,8 @@ class SpecAugment:
         if "lengths" in batch.inputs:
             lengths = batch.inputs["lengths"].tolist()
         elif "attention_mask" in batch.inputs:  # of a spectrogram
-            longest, lengths = (
-                batch.inputs["attention_mask"].shape[1],
-                batch.inputs["attention_mask"].sum(1).tolist(),
-            )
+            mask = batch.inputs["attention_mask"]
+            longest, lengths = mask.shape[1], mask.sum(1).tolist()
         masked_frames = np.zeros((len(examples), self.frames_of(longest)), bool)
         masked_channels = np.zeros((len(examples), self.hidden_size), bool)
         for row, (example, length) in enumerate(zip(examples, lengths, strict=True)):

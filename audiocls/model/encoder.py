@@ -306,6 +306,11 @@ class Attention(nn.Module):
                 self.rel_attn_embed = nn.Embedding(config.num_buckets, heads)
 
     def forward(self, hidden_states: Tensor, mask: Tensor | None, position_bias: Tensor | None) -> Tensor:
+        """float [batch, frames, hidden] -> the same, of what each frame attends to.
+
+        `mask`, bool [batch, 1, 1, frames], is True where that may be; `position_bias`, float [heads, frames,
+        frames], is WavLM's.
+        """
         heads = self.config.num_attention_heads
         query, key, value = (
             linear(hidden_states, projection).unflatten(-1, (heads, -1)).transpose(1, 2)

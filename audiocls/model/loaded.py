@@ -128,17 +128,20 @@ class LoadedModel:
         config, collate = self.backbone.config, self.collator(edges)
         if config.model_type == "whisper" or not getattr(config, "apply_spec_augment", True):
             return collate  # Whisper draws its own
-        frames = Spans(
-            getattr(config, "mask_time_prob", 0),
-            getattr(config, "mask_time_length", 1),
-            getattr(config, "mask_time_min_masks", 0),
+        frames, channels = (
+            Spans(
+                getattr(config, f"mask_{axis}_prob", 0),
+                getattr(config, f"mask_{axis}_length", 1),
+                getattr(config, f"mask_{axis}_min_masks", 0),
+            )
+            for axis in ("time", "feature")
         )
-        channels = None  # those of a stock model are drawn in it
-        if not self.backbone.is_stock and config.mask_feature_prob:
-            lengths = config.mask_feature_length, config.mask_feature_min_masks
-            channels = Spans(config.mask_feature_prob, *lengths)
-        if not frames.prob and channels is None:
+        masks_channels = channels.prob and not self.backbone.is_stock  # which draws them itself
+        if not frames.prob and not masks_channels:
             return collate
         # A spectrogram's mask counts frames already.
         frames_of = self.backbone.frames_of_samples if self.backbone.takes_waveforms else int
-        return SpecAugment(collate, frames_of, seed, frames, channels, getattr(config, "hidden_size", 0))
+        hidden_size = getattr(config, "hidden_size", 0)
+        return SpecAugment(
+            collate, frames_of, seed, frames, channels if masks_channels else None, hidden_size
+        )
