@@ -132,7 +132,8 @@ class TrainConfig:
 
     cache_features: bool = option(
         False,
-        "with --freeze-feature-encoder: compute the encoder's output once, before training",
+        "with --freeze-feature-encoder, and audiocls's forward pass: compute the encoder's output once, "
+        "before training",
         group=MODEL,
     )
     backbone: str = option(
@@ -331,7 +332,12 @@ class InferConfig:
         group="",
     )
     max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds, group="")
-    backbone: str = as_in_training("backbone", TrainConfig.backbone, group="")
+    backbone: str = as_in_training(
+        "backbone",
+        TrainConfig.backbone,
+        help="whose forward pass runs: audiocls's, or transformers' own (always where audiocls has none)",
+        group="",
+    )
     device: str = as_in_training("device", TrainConfig.device, group="")
     precision: str = as_in_training(
         "precision",

@@ -428,6 +428,8 @@ def test_another_head_is_put_on_a_saved_model_of_other_labels(tmp_path: Path) ->
     loaded = load_for_training(open_backbone(str(tmp_path)), ["x", "y"], seed=0)
     weights, saved = loaded.model.state_dict(), load_file(tmp_path / "model.safetensors")
     assert weights["classifier.weight"].shape == (2, 24)
+    assert 0.01 < weights["classifier.weight"].std() < 0.03  # transformers' initializer_range is 0.02
+    assert not weights["classifier.bias"].any()
     assert all(
         torch.equal(weights[name], saved[name]) for name in weights if not name.startswith("classifier.")
     )

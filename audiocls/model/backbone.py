@@ -204,7 +204,9 @@ def build_model(backbone: Backbone) -> SpeechClassifier:
         return SpeechClassifier(config, num_labels)
     tensors = {name: tensor.float() for name, tensor in backbone.tensors.items()}
     if len(tensors["classifier.bias"]) != num_labels:
-        head = nn.Linear(config.classifier_proj_size, num_labels)
+        head = nn.utils.skip_init(nn.Linear, config.classifier_proj_size, num_labels)
+        nn.init.normal_(head.weight, std=config.initializer_range)  # what transformers draws for a new one
+        nn.init.zeros_(head.bias)
         tensors |= {"classifier.weight": head.weight, "classifier.bias": head.bias}
     with torch.device("meta"):
         model = SpeechClassifier(config, num_labels)

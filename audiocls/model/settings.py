@@ -66,6 +66,7 @@ class EncoderConfig:
     # the head
     use_weighted_layer_sum: bool = False
     classifier_proj_size: int = 256
+    initializer_range: float = 0.02  # the spread of a new head's weights
     # variants that are not computed here
     conv_pos_batch_norm: bool = False
     add_adapter: bool = False
