@@ -50,7 +50,7 @@ def main() -> int:
         check_can_freeze(backbone, cache_features=config.cache_features)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
-    backbone = loaded.backbone  # which holds no tensors any more
+    backbone = loaded.backbone  # the tensors that a saved model was read into are let go
     if config.freeze_feature_encoder:
         freeze_feature_encoder(loaded)
     with out_of_memory_explained(smaller_work(config)):

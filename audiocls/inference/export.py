@@ -121,9 +121,8 @@ def inputs_of(classifier: Classifier, clip_seconds: tuple[float, ...]) -> Inputs
     if getattr(classifier.collate, "with_lengths", False):
         samples = inputs["input_values"].shape[1]
         lengths = inputs.pop("lengths", torch.full((len(clips),), samples))
-        inputs["attention_mask"] = (
-            torch.arange(samples) < lengths[:, None]
-        ).long()  # as feature extractors make it
+        is_real = torch.arange(samples) < lengths[:, None]
+        inputs["attention_mask"] = is_real.long()  # as feature extractors make it
     return inputs
 
 

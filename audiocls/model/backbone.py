@@ -112,7 +112,16 @@ def open_by_transformers(name: str, revision: str | None, *, with_labels: bool, 
         config = read_config(name, revision, with_labels=with_labels)
         extractor = read_feature_extractor(name, revision, config)
     labels = tuple(config.id2label[id] for id in range(len(config.id2label)))
-    backbone = Backbone(name, revision, config, extractor, commit, labels, config.problem_type, None, config)
+    backbone = Backbone(
+        name,
+        revision,
+        config,
+        extractor,
+        commit,
+        labels=labels,
+        problem_type=config.problem_type,
+        transformers_config=config,
+    )
     ours = None if stock else EncoderConfig.read(config.to_dict())
     settings = WaveformExtractor.read(extractor.to_dict())
     if ours is None or settings is None:
@@ -146,10 +155,10 @@ def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -
     torch.manual_seed(seed)
     backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
     if backbone.transformers_config is None:
-        # Of a copy, as training changes the weights.
-        return tried(
-            LoadedModel(copy.deepcopy(build_model(backbone)), dataclasses.replace(backbone, tensors=None))
-        )
+        model: nn.Module = copy.deepcopy(
+            build_model(backbone)
+        )  # training changes its weights, not the backbone's
+        return tried(LoadedModel(model, dataclasses.replace(backbone, tensors=None)))
     model, unfit, unused = load_by_transformers(backbone)
     kind, name, notes = backbone.config.model_type, backbone.name, []
     unfit = [key for key in unfit if not (key.startswith(LEARNED_HERE) or key.endswith("masked_spec_embed"))]

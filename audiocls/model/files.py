@@ -47,7 +47,9 @@ def read_saved(folder: Path) -> Backbone | None:
         _, extractor = read_settings(folder / "preprocessor_config.json", WaveformExtractor)
         if config is None or extractor is None or values.get("architectures") != [config.architecture]:
             return None
-        labels, problem_type = tuple(labels_in(values, folder / "config.json")), values.get("problem_type")
+        if (problem_type := values.get("problem_type")) not in (None, *PROBLEM_TYPES):
+            return None
+        labels = tuple(labels_in(values, folder / "config.json"))
         with torch.device("meta"):
             expected = SpeechClassifier(config, len(labels)).state_dict()
         tensors = read_tensors([folder / "model.safetensors"])
@@ -55,9 +57,8 @@ def read_saved(folder: Path) -> Backbone | None:
         return None
     if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
         return None
-    if problem_type not in (None, *PROBLEM_TYPES):
-        return None
-    return Backbone(str(folder), None, config, extractor, None, labels, problem_type, tensors)
+    name = str(folder)
+    return Backbone(name, None, config, extractor, labels=labels, problem_type=problem_type, tensors=tensors)
 
 
 def read_settings(path: Path, kind: Any) -> tuple[dict[str, Any], Any]:

@@ -2,7 +2,7 @@
 
 tests/test_kernels.py holds each to torch's own result. What each gives by itself stands beside it, as
 benchmarks/kernels.py measures it: how many times as long a training step of wav2vec2-base takes without it,
-on 16 clips of 1 s and on 6 clips of 6 s, with two threads of an AMD EPYC with AVX-512 (median of 7 rounds).
+on 16 clips of 1 s and on 6 clips of 6 s, with two threads of an AMD EPYC with AVX-512 (median of 3 rounds).
 """
 
 from functools import cache
@@ -25,7 +25,7 @@ def is_ours(one: Tensor, other: Tensor) -> bool:
 
 
 def linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
-    """`layer(inputs)`, float [batch, frames, from] -> [batch, frames, to], by oneDNN: 1.43 and 1.33 times.
+    """`layer(inputs)`, float [batch, frames, from] -> [batch, frames, to], by oneDNN: 1.48 and 1.37 times.
 
     torch gives float32 products to MKL, which takes twice as long on AMD's CPUs with AVX-512.
     """
@@ -65,7 +65,7 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def dropout(inputs: Tensor, p: float, training: bool) -> Tensor:
-    """`F.dropout`, float [...] -> the same, from 16 random bits a value: 1.07 and 1.12 times.
+    """`F.dropout`, float [...] -> the same, from 16 random bits a value: 1.04 and 1.01 times.
 
     torch draws a float for each, which takes ten times as long.
     """
@@ -82,7 +82,7 @@ def draw_kept(shape: torch.Size, p: float) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float) -> Tensor:
-    """`F.scaled_dot_product_attention` with dropout `p` of its weights, by the above: 1.03 and 1.14 times.
+    """`F.scaled_dot_product_attention` with dropout `p` of its weights, by such bits: 1.02 and 1.05 times.
 
     float [batch, heads, frames, width] each; mask bool, True = attended to, or float, added to the scores.
     """
@@ -118,7 +118,7 @@ class DroppedProduct(torch.autograd.Function):
 
 
 def long_convolution(inputs: Tensor, conv: nn.Conv1d) -> Tensor:
-    """`conv(inputs)` of many taps and stride 1, by Fourier transforms: 1.01 and 1.06 times.
+    """`conv(inputs)` of many taps and stride 1, by Fourier transforms: 1.04 and 1.05 times.
 
     float [batch, channels, time] -> float [batch, channels, time + 2 * padding - taps + 1], in blocks that
     overlap by what wraps around (overlap-save).
