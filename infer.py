@@ -33,7 +33,7 @@ def main() -> int:
 
     clips = None
     if config.dataset:
-        from audiocls.inference.scoring import Score, labelled_clips
+        from audiocls.inference.scoring import ScoredClips, labelled_clips
 
         clips = labelled_clips(config)
     inputs: Iterable = expand(config.inputs) if clips is None else clips
@@ -43,9 +43,10 @@ def main() -> int:
     )
     if note := unlike_training(config):
         print(note, file=sys.stderr)
+    scored = ScoredClips(classifier, clips) if clips is not None else None
     predictions = classifier.stream(
         inputs,
-        top_k=config.top_k,
+        top_k=len(classifier.labels) if scored else config.top_k,
         batch_size=config.batch_size,
         max_seconds=config.max_seconds,
         max_decode_seconds=config.max_decode_seconds,
@@ -53,9 +54,8 @@ def main() -> int:
         hop_seconds=config.hop,
         aggregate=config.aggregate,
     )
-    score = Score(classifier, clips) if clips is not None else None
-    if score:
-        predictions = score.watch(predictions)
+    if scored:
+        predictions = scored.watch(predictions, config.top_k)
     if sys.stderr.isatty() and (config.output or not sys.stdout.isatty()):
         predictions = with_progress(predictions, total)
     with results_file(config.output) as file:
@@ -67,7 +67,7 @@ def main() -> int:
             windows=config.window is not None,
             true_labels=config.dataset is not None,
         )
-    for line in score.lines() if score else ():
+    for line in scored.lines() if scored else ():
         print(one_line(line), file=sys.stderr)
     if refused:
         print(f"{refused}{f' of {total}' if total else ' of the'} inputs were refused", file=sys.stderr)

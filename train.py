@@ -2,8 +2,11 @@
 
 import dataclasses
 import gc
+import os
 import sys
+from pathlib import Path
 
+from audiocls.config import TrainConfig
 from audiocls.errors import OK, exit_code_of, out_of_memory_explained
 from audiocls.flags import parse_train
 from audiocls.signals import StopSignal
@@ -12,23 +15,27 @@ from audiocls.signals import StopSignal
 def main() -> int:
     stop = StopSignal()
     config = parse_train(sys.argv[1:])
+    if config.audit:
+        audit_only(config)
+        return OK
 
     # Only from here on anything heavy is imported. Looking for garbage meanwhile would take a quarter longer.
     gc.disable()
+    from audiocls.data.audit import audit
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
     from audiocls.devices import pick_device
-    from audiocls.hub import check_login
-    from audiocls.model.backbone import (
+    from audiocls.hub import check_login, say_push
+    from audiocls.log.summary import open_log, say_start
+    from audiocls.log.trackers import check_installed
+    from audiocls.model.loading import (
         check_can_freeze,
         freeze_feature_encoder,
         load_for_training,
         open_backbone,
     )
-    from audiocls.reporting.audit import audit_only, keep_audit
-    from audiocls.reporting.summary import open_log, say_end, say_push, say_start
-    from audiocls.reporting.trackers import check_installed
-    from audiocls.reporting.wrap_up import wrap_up
+    from audiocls.reporting.audit import keep_audit
+    from audiocls.reporting.wrap_up import say_end, wrap_up
     from audiocls.training.checkpoint import check_room
     from audiocls.training.features import cache_features
     from audiocls.training.loop import finish, train
@@ -37,20 +44,18 @@ def main() -> int:
 
     gc.freeze()
     gc.enable()
-    if config.audit:
-        audit_only(config)
-        return OK
     check_installed(config.trackers)
     if config.push_to_hub and not config.push_dry_run:
         config = dataclasses.replace(config, push_to_hub=check_login(config.push_to_hub))
     device = pick_device(config.device)
+    # In this order, so that a mistake in the data is found before weights are read, and a full disk before
+    # training.
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision, stock=config.backbone == "transformers")
     if config.freeze_feature_encoder:
         check_can_freeze(backbone, cache_features=config.cache_features)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
-    backbone = loaded.backbone  # the tensors that a saved model was read into are let go
     if config.freeze_feature_encoder:
         freeze_feature_encoder(loaded)
     with out_of_memory_explained(smaller_work(config)):
@@ -60,17 +65,32 @@ def main() -> int:
         write_run(run_folder, config, data, backbone, device)
         config = fit_batch_size(config, loaded, data.train, device)
     say_start(config, data, loaded, device, run_folder)
-    keep_audit(run_folder, config.dataset, data)
+    keep_audit(run_folder, audit(config.dataset, data))
 
     with open_log(config, data, loaded, device, run_folder) as log, out_of_memory_explained(advice(config)):
         state = train(config, loaded, data, device, run_folder, log, stop)
-        test = finish(config, loaded, data, device, run_folder, log, stop, state)
-        wrap_up(run_folder, data, log.trackers)
-    say_end(config, data, state, test, run_folder)
+        finish(config, loaded, data, device, run_folder, log, stop, state)
+        wrap_up(run_folder, data.sound, log.show_image)
+    say_end(run_folder)
     if config.push_to_hub:
         say_push(run_folder / "best", config.push_to_hub, dry_run=config.push_dry_run)
-    stop.ignore()
+    stop.ignore()  # all is done
     return OK
+
+
+def audit_only(config: TrainConfig) -> None:
+    """What --audit does: prepare the data, say everything about it, and write that as a page."""
+    from audiocls.data.audit import audit
+    from audiocls.data.prepare import prepare_data
+    from audiocls.model.loading import open_backbone_or_tiny
+    from audiocls.reporting.pages import say_audit
+    from audiocls.training.run_folder import short_name
+
+    config = dataclasses.replace(config, max_bad_clips=1.0)
+    backbone = open_backbone_or_tiny(config.model, config.model_revision)
+    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
+    folder = Path(os.path.expanduser(config.output_dir or "runs"))
+    say_audit(audit(config.dataset, data), folder, short_name(config.dataset))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from audiocls.version import __version__
+
 if TYPE_CHECKING:
     from audiocls.config import InferConfig, TrainConfig
     from audiocls.inference.classifier import Classifier
 
-__version__ = "0.1.0"
 __all__ = ["Classifier", "InferConfig", "TrainConfig", "__version__"]
 
 _HOMES = {

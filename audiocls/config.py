@@ -1,49 +1,42 @@
 """Every option of train.py and infer.py: its default, its help and its limits, in one place.
 
-The flags, `--help`, config files (see flags.py) and the saved `run.json` are all derived from the two
-dataclasses below.
-Nothing heavy is imported here, so that `--help` answers at once.
+To add a setting, add one field to a dataclass below: the flag, its place in `--help`, the key in a config
+file (see flags.py) and the entry in the saved `run.json` are derived from it.
+Nothing heavier than NumPy is imported here, so that `--help` answers at once.
 """
 
 import dataclasses
+import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
+
+from audiocls.metrics import SCORES
 
 GUIDE_DATASET = "PolyAI/minds14"
 TRACKERS = ("tensorboard", "wandb")
 GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+AGGREGATES = ("mean", "max", "vote")
+EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def option(
     default: Any,
     help: str,
     *,
-    group: str = "",
+    group: str = "",  # heading in --help of this option and of those after it, up to the next that has one
     choices: tuple[str, ...] = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    above: float | None = None,
-    metavar: str | None = None,
-    positional: str = "",  # "" for a flag, else argparse's nargs: "1" or "*"
+    least: float = -math.inf,
+    most: float = math.inf,
+    above: float = -math.inf,
+    metavar: str = "",
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that also knows how to be a flag."""
     metadata = {key: value for key, value in locals().items() if key != "default"}
     return dataclasses.field(default=default, metadata=metadata)
-
-
-DATA, MODEL, TRAINING, EVALUATION, MACHINE, RUN = (
-    "data",
-    "model",
-    "training",
-    "evaluation and saving",
-    "machine",
-    "run",
-)
-WINDOWS, EXPORT = "long recordings", "export"
-AGGREGATES = ("mean", "max", "vote")
-EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,213 +46,148 @@ class TrainConfig:
     dataset: str = option(
         GUIDE_DATASET,
         "Hub id, folder with a folder per class, .csv/.tsv/.jsonl manifest, or 'demo' (synthetic)",
-        group=DATA,
+        group="data",
     )
     dataset_config: str | None = option(
-        None,
-        f"configuration of a Hub data set (default for {GUIDE_DATASET}: {GUIDE_CONFIGS[GUIDE_DATASET]})",
-        group=DATA,
+        None, f"configuration of a Hub data set (default for {GUIDE_DATASET}: {GUIDE_CONFIGS[GUIDE_DATASET]})"
     )
-    dataset_revision: str | None = option(None, "branch, tag or commit of a Hub data set", group=DATA)
-    train_split: str = option("train", "split to train on", group=DATA)
+    dataset_revision: str | None = option(None, "branch, tag or commit of a Hub data set")
+    train_split: str = option("train", "split to train on")
     eval_split: str | None = option(
-        None, "split to evaluate on (default: validation, else test, else a fraction of train)", group=DATA
+        None, "split to evaluate on (default: validation, else test, else a fraction of train)"
     )
-    eval_dataset: str | None = option(None, "evaluate on another data set, given like --dataset", group=DATA)
+    eval_dataset: str | None = option(None, "evaluate on another data set, given like --dataset")
     eval_fraction: float = option(
-        0.2,
-        "fraction of train to hold out where there is no other split to evaluate on",
-        group=DATA,
-        above=0,
-        maximum=0.9,
+        0.2, "fraction of train to hold out where there is no other split to evaluate on", above=0, most=0.9
     )
     test_split: str | None = option(
-        None, "split to score once, at the end (default: test, unless it is evaluated on)", group=DATA
+        None, "split to score once, at the end (default: test, unless it is evaluated on)"
     )
-    test_dataset: str | None = option(
-        None, "data set to score once, at the end, given like --dataset", group=DATA
-    )
+    test_dataset: str | None = option(None, "data set to score once, at the end, given like --dataset")
     split_by: str = option(
         "random",
         "how to hold out --eval-fraction: at random, alike from each class, or whole groups (speakers); "
         "the latter two hold it out also where there is another split",
-        group=DATA,
         choices=("random", "stratified", "group"),
     )
     group_column: str | None = option(
-        None, "column with each clip's group (speaker): says who is trained and evaluated on", group=DATA
+        None, "column with each clip's group (speaker): says who is trained and evaluated on"
     )
-    audio_column: str | None = option(
-        None, "column with the audio (default: audio, or the only obvious one)", group=DATA
-    )
+    audio_column: str | None = option(None, "column with the audio (default: audio, or the only obvious one)")
     label_column: str | None = option(
-        None, "column with the label (default: intent_class, or the only obvious one)", group=DATA
+        None, "column with the label (default: intent_class, or the only obvious one)"
     )
     max_seconds: float | None = option(
-        1.0,
-        "use only the first seconds of each clip; 'none' for all of it",
-        group=DATA,
-        above=0,
-        maximum=86_400,
+        1.0, "use only the first seconds of each clip; 'none' for all of it", above=0, most=86_400
     )
     max_decode_seconds: float = option(
-        600.0,
-        "refuse recordings of which more than this would have to be decoded",
-        group=DATA,
-        above=0,
-        maximum=86_400,
+        600.0, "refuse recordings of which more than this would have to be decoded", above=0, most=86_400
     )
     max_bad_clips: float = option(
-        0.05,
-        "give up before training if a larger fraction of the clips is unusable",
-        group=DATA,
-        minimum=0,
-        maximum=1,
+        0.05, "give up before training if a larger fraction of the clips is unusable", least=0, most=1
     )
     cache_dir: str | None = option(
-        None, "where decoded audio is cached (default: audiocls/ in the user's cache folder)", group=DATA
+        None, "where decoded audio is cached (default: audiocls/ in the user's cache folder)"
     )
 
     model: str = option(
         "facebook/wav2vec2-base",
         "Hub id, folder, or 'tiny' (a small Wav2Vec2 with random weights, no download)",
-        group=MODEL,
+        group="model",
     )
-    model_revision: str | None = option(None, "branch, tag or commit of a Hub model", group=MODEL)
+    model_revision: str | None = option(None, "branch, tag or commit of a Hub model")
     freeze_feature_encoder: bool = option(
-        False, "train all but the convolutional encoder (faster, less memory)", group=MODEL
+        False, "train all but the convolutional encoder (faster, less memory)"
     )
-
     cache_features: bool = option(
         False,
         "with --freeze-feature-encoder, and audiocls's forward pass: compute the encoder's output once, "
         "before training",
-        group=MODEL,
     )
     backbone: str = option(
         "audiocls",
         "whose forward pass runs: audiocls's, or transformers' own, which pads as the guide does and always "
         "runs where audiocls has none",
-        group=MODEL,
         choices=("audiocls", "transformers"),
     )
 
-    learning_rate: float = option(3e-5, "peak learning rate of AdamW", group=TRAINING, above=0)
+    learning_rate: float = option(3e-5, "peak learning rate of AdamW", group="training", above=0)
     batch_size: int | str = option(
-        32,
-        "clips in a micro-batch; 'auto' for as many as fit on the GPU",
-        group=TRAINING,
-        minimum=1,
-        metavar="N",
+        32, "clips in a micro-batch; 'auto' for as many as fit on the GPU", least=1, metavar="N"
     )
-    gradient_accumulation_steps: int = option(
-        4, "micro-batches in an optimizer step", group=TRAINING, minimum=1
-    )
+    gradient_accumulation_steps: int = option(4, "micro-batches in an optimizer step", least=1)
     global_batch_size: int | None = option(
-        None, "clips in an optimizer step; overrides --gradient-accumulation-steps", group=TRAINING, minimum=1
+        None, "clips in an optimizer step; overrides --gradient-accumulation-steps", least=1
     )
     max_batch_seconds: float | None = option(
-        None, "bound a micro-batch by its seconds of audio, padding included", group=TRAINING, above=0
+        None, "bound a micro-batch by its seconds of audio, padding included", above=0
     )
-    bucket: bool = option(
-        True, "mix clips of all lengths in a batch, as the guide does: more padding", group=TRAINING
-    )
-    epochs: int = option(10, "passes over the training clips", group=TRAINING, minimum=1)
+    # The help of --no-bucket:
+    bucket: bool = option(True, "mix clips of all lengths in a batch, as the guide does: more padding")
+    epochs: int = option(10, "passes over the training clips", least=1)
     max_steps: int | None = option(
-        None, "stop after this many optimizer steps, whatever --epochs says", group=TRAINING, minimum=1
+        None, "stop after this many optimizer steps, whatever --epochs says", least=1
     )
     warmup_ratio: float = option(
-        0.1,
-        "fraction of the steps over which the learning rate rises from 0",
-        group=TRAINING,
-        minimum=0,
-        maximum=1,
+        0.1, "fraction of the steps over which the learning rate rises from 0", least=0, most=1
     )
     lr_scheduler: str = option(
-        "linear",
-        "what the learning rate does after warm-up",
-        group=TRAINING,
-        choices=("linear", "cosine", "constant"),
+        "linear", "what the learning rate does after warm-up", choices=("linear", "cosine", "constant")
     )
-    weight_decay: float = option(
-        0.0, "weight decay of AdamW; biases and norms have none", group=TRAINING, minimum=0
-    )
-    max_grad_norm: float = option(
-        1.0, "clip the gradient to this norm; 0 for no clipping", group=TRAINING, minimum=0
-    )
-    label_smoothing: float = option(
-        0.0, "label smoothing of the training loss", group=TRAINING, minimum=0, maximum=0.9
-    )
+    weight_decay: float = option(0.0, "weight decay of AdamW; biases and norms have none", least=0)
+    max_grad_norm: float = option(1.0, "clip the gradient to this norm; 0 for no clipping", least=0)
+    label_smoothing: float = option(0.0, "label smoothing of the training loss", least=0, most=0.9)
 
     eval_batch_size: int | None = option(
-        None, "clips in an evaluation batch (default: as --batch-size)", group=EVALUATION, minimum=1
+        None,
+        "clips in an evaluation batch (default: as --batch-size)",
+        group="evaluation and saving",
+        least=1,
     )
     eval_every: int | str = option(
-        "epoch",
-        "evaluate and save every N optimizer steps, or every 'epoch'",
-        group=EVALUATION,
-        minimum=1,
-        metavar="N",
+        "epoch", "evaluate and save every N optimizer steps, or every 'epoch'", least=1, metavar="N"
     )
     checkpoint_every: int | str | None = option(
-        None,
-        "save in between, too: every N optimizer steps, or by the clock (10m, 1h)",
-        group=EVALUATION,
-        minimum=1,
-        metavar="N",
+        None, "save in between, too: every N optimizer steps, or by the clock (10m, 1h)", least=1, metavar="N"
     )
     best_metric: str = option(
         "accuracy",
         "what the best checkpoint is chosen by; ties keep the earlier one",
-        group=EVALUATION,
-        choices=("accuracy", "macro_f1", "loss"),
+        choices=(*SCORES, "loss"),
     )
-    save_total_limit: int = option(
-        2, "checkpoints to keep besides the best; at least 2", group=EVALUATION, minimum=2
-    )
-    log_every: int = option(10, "write a train line every N optimizer steps", group=EVALUATION, minimum=1)
+    save_total_limit: int = option(2, "checkpoints to keep besides the best; at least 2", least=2)
+    log_every: int = option(10, "write a train line every N optimizer steps", least=1)
 
-    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group=MACHINE)
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group="machine")
     precision: str = option(
         "auto",
         "auto is bf16 on a GPU that has it in hardware, else fp32",
-        group=MACHINE,
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    compile: bool = option(False, "torch.compile the model: for long runs on a GPU", group=MACHINE)
+    compile: bool = option(False, "torch.compile the model: for long runs on a GPU")
     num_workers: int | None = option(
-        None,
-        "processes that prepare batches (default: 2 for a GPU, else 0)",
-        group=MACHINE,
-        minimum=0,
-        maximum=256,
+        None, "processes that prepare batches (default: 2 for a GPU, else 0)", least=0, most=256
     )
 
     output_dir: str | None = option(
-        None, "run folder (default: runs/<data set>-<model>, then -2, -3, ...)", group=RUN
+        None, "run folder (default: runs/<data set>-<model>, then -2, -3, ...)", group="run"
     )
     overwrite: bool = option(
-        False,
-        "delete the run in --output-dir first (default: the newest of this data set and model)",
-        group=RUN,
+        False, "delete the run in --output-dir first (default: the newest of this data set and model)"
     )
-    profile: bool = option(
-        False, "trace a few steps into profile/ and print where their time goes", group=RUN
-    )
+    profile: bool = option(False, "trace a few steps into profile/ and print where their time goes")
     resume: bool = option(
-        False, "continue the run in --output-dir (default: the newest of this data set and model)", group=RUN
+        False, "continue the run in --output-dir (default: the newest of this data set and model)"
     )
-    seed: int = option(42, "random seed", group=RUN, minimum=0, maximum=2**32 - 1)
-    audit: bool = option(
-        False, "only look at the data: print what is in it, write it as a page, and stop", group=RUN
-    )
+    seed: int = option(42, "random seed", least=0, most=2**32 - 1)
+    audit: bool = option(False, "only look at the data: print what is in it, write it as a page, and stop")
     log_to: str | None = option(
-        None, "also log to these, separated by commas: tensorboard, wandb", group=RUN, metavar="NAMES"
+        None, f"also log to these, separated by commas: {', '.join(TRACKERS)}", metavar="NAMES"
     )
     push_to_hub: str | None = option(
-        None, "upload the best model with its card to this Hub repository at the end", group=RUN
+        None, "upload the best model with its card to this Hub repository at the end"
     )
-    push_dry_run: bool = option(False, "with --push-to-hub: only list what would be uploaded", group=RUN)
+    push_dry_run: bool = option(False, "with --push-to-hub: only list what would be uploaded")
 
     @property
     def trackers(self) -> list[str]:
@@ -271,79 +199,69 @@ class TrainConfig:
         size = int(TrainConfig.batch_size if self.batch_size == "auto" else self.batch_size)
         return self.global_batch_size or size * self.gradient_accumulation_steps
 
-    def problems(self) -> list[str]:
+    def problems(self) -> Iterator[str]:
         """What does not fit together, a sentence each."""
-        found = []
         if self.batch_size != "auto" and not isinstance(self.batch_size, int):
-            found.append(f"--batch-size is {self.batch_size!r}: give 'auto' or a number of clips.")
+            yield f"--batch-size is {self.batch_size!r}: give 'auto' or a number of clips."
         if self.split_by == "group" and self.group_column is None:
-            found.append("--split-by group divides by a column: name it with --group-column.")
+            yield "--split-by group divides by a column: name it with --group-column."
         if self.split_by != "random" and (self.eval_split or self.eval_dataset):
-            found.append(
+            yield (
                 f"--split-by {self.split_by} holds out a part of train to evaluate on: leave it out, or "
                 "--eval-split and --eval-dataset."
             )
         if self.cache_features and not self.freeze_feature_encoder:
-            found.append(
-                "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."
-            )
+            yield "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."
         if self.cache_features and self.backbone == "transformers":
-            found.append("--cache-features needs audiocls's forward pass: leave out --backbone transformers.")
+            yield "--cache-features needs audiocls's forward pass: leave out --backbone transformers."
         if self.max_batch_seconds is not None and not self.bucket:
-            found.append("--max-batch-seconds divides clips sorted by length: leave out --no-bucket.")
+            yield "--max-batch-seconds divides clips sorted by length: leave out --no-bucket."
         if self.resume and self.overwrite:
-            found.append("--resume continues a run and --overwrite replaces it: give one of them.")
+            yield "--resume continues a run and --overwrite replaces it: give one of them."
         if self.push_dry_run and not self.push_to_hub:
-            found.append("--push-dry-run says what --push-to-hub NAME would upload: give that too.")
+            yield "--push-dry-run says what --push-to-hub NAME would upload: give that too."
         if unknown := [name for name in self.trackers if name not in TRACKERS]:
-            found.append(
-                f"--log-to is {', '.join(unknown)!r}: give {' or '.join(TRACKERS)}, or both by comma."
-            )
+            yield f"--log-to is {', '.join(unknown)!r}: give {' or '.join(TRACKERS)}, or both by comma."
         if self.eval_every != "epoch" and not isinstance(self.eval_every, int):
-            found.append(f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps.")
-        if isinstance(self.checkpoint_every, str) and not seconds_of(self.checkpoint_every):
-            found.append(
-                f"--checkpoint-every is {self.checkpoint_every!r}: give a number of steps, or a time as 10m."
-            )
-        names = (self.dataset, self.eval_dataset, self.test_dataset, self.model)
-        found += [f"There is no file or folder {name}." for name in names if name and is_missing_path(name)]
-        return found + device_problems(self.device)
+            yield f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps."
+        if isinstance(every := self.checkpoint_every, str) and not seconds_of(every):
+            yield f"--checkpoint-every is {every!r}: give a number of steps, or a time as 10m."
+        for name in (self.dataset, self.eval_dataset, self.test_dataset, self.model):
+            if name and is_missing_path(name):
+                yield f"There is no file or folder {name}."
+        yield from device_problems(self.device)
 
 
 def as_in_training(name: str, default: Any = None, **differences: Any) -> Any:
-    """TrainConfig's option of that name, for InferConfig."""
+    """TrainConfig's option of that name, for InferConfig, which has groups of its own."""
     metadata = TrainConfig.__dataclass_fields__[name].metadata
-    return dataclasses.field(default=default, metadata={**metadata, **differences})
+    return dataclasses.field(default=default, metadata={**metadata, "group": "", **differences})
 
 
 @dataclasses.dataclass(frozen=True)
 class InferConfig:
     """What `python infer.py` does."""
 
-    model: str = option("", "run folder, saved model or Hub id", positional="1")
+    model: str = option("", "run folder, saved model or Hub id", positional=True)
     inputs: tuple[str, ...] = option(
-        (), "audio files, folders of them, or - for a list of paths on standard input", positional="*"
+        (), "audio files, folders of them, or - for a list of paths on standard input", positional=True
     )
-    top_k: int = option(5, "labels to report for each file", minimum=1, maximum=100_000)
-    batch_size: int | None = option(None, "files classified at once (default: 1 on a CPU, else 8)", minimum=1)
+    top_k: int = option(5, "labels to report for each file", least=1, most=100_000)
+    batch_size: int | None = option(None, "files classified at once (default: 1 on a CPU, else 8)", least=1)
     max_seconds: float | None = as_in_training(
-        "max_seconds",
-        help="use only the first seconds of each file, as training does (default: all of it)",
-        group="",
+        "max_seconds", help="use only the first seconds of each file, as training does (default: all of it)"
     )
-    max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds, group="")
+    max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds)
     backbone: str = as_in_training(
         "backbone",
         TrainConfig.backbone,
         help="whose forward pass runs: audiocls's, or transformers' own (always where audiocls has none)",
-        group="",
     )
-    device: str = as_in_training("device", TrainConfig.device, group="")
+    device: str = as_in_training("device", TrainConfig.device)
     precision: str = as_in_training(
         "precision",
         "fp32",
         help="fp32 gives the pipeline's scores; auto is bf16 on a GPU that has it in hardware",
-        group="",
     )
     format: str = option("text", "output format", choices=("text", "jsonl", "csv"))
     output: str | None = option(None, "write the results to this file (default: standard output)")
@@ -351,27 +269,22 @@ class InferConfig:
     window: float | None = option(
         None,
         "classify windows of this many seconds, and each file by combining its windows",
-        group=WINDOWS,
+        group="long recordings",
         above=0,
-        maximum=600,
+        most=600,
         metavar="SECONDS",
     )
     hop: float | None = option(
-        None,
-        "from one window's start to the next one's (default: --window)",
-        group=WINDOWS,
-        minimum=0.01,
-        metavar="SECONDS",
+        None, "from one window's start to the next one's (default: --window)", least=0.01, metavar="SECONDS"
     )
     aggregate: str = option(
         "mean",
         "how windows are combined; vote is the fraction of the windows that a label wins",
-        group=WINDOWS,
         choices=AGGREGATES,
     )
 
     dataset: str | None = as_in_training(
-        "dataset", help="classify and score a labelled data set, given as for train.py"
+        "dataset", help="classify and score a labelled data set, given as for train.py", group="data"
     )
     dataset_config: str | None = as_in_training("dataset_config")
     dataset_revision: str | None = as_in_training("dataset_revision")
@@ -384,29 +297,27 @@ class InferConfig:
     export: str | None = option(
         None,
         "write the model to --output instead, to be used without this package",
-        group=EXPORT,
+        group="export",
         choices=tuple(EXPORT_SUFFIXES),
     )
 
-    def problems(self) -> list[str]:
+    def problems(self) -> Iterator[str]:
         """What does not fit together, a sentence each."""
-        found = [f"There is no folder {self.model}."] if is_missing_path(self.model) else []
+        if is_missing_path(self.model):
+            yield f"There is no folder {self.model}."
         if self.dataset is not None and is_missing_path(self.dataset):
-            found.append(f"There is no file or folder {self.dataset}.")
-        given = [bool(self.inputs), self.dataset is not None, self.export is not None]
-        if sum(given) != 1:
-            found.append("Give one of: files or folders (- for a list of them), --dataset, or --export.")
+            yield f"There is no file or folder {self.dataset}."
+        if sum((bool(self.inputs), self.dataset is not None, self.export is not None)) != 1:
+            yield "Give one of: files or folders (- for a list of them), --dataset, or --export."
         if self.inputs.count("-") > 1:
-            found.append("Standard input (-) can be read once.")
+            yield "Standard input (-) can be read once."
         if self.export and not (self.output or "").endswith(EXPORT_SUFFIXES[self.export]):
-            found.append(
-                f"--export {self.export} needs a name: --output model{EXPORT_SUFFIXES[self.export]}."
-            )
+            yield f"--export {self.export} needs a name: --output model{EXPORT_SUFFIXES[self.export]}."
         if self.hop is not None and self.window is None:
-            found.append("--hop says how far apart windows are: add --window SECONDS.")
+            yield "--hop says how far apart windows are: add --window SECONDS."
         if self.aggregate != InferConfig.aggregate and self.window is None:
-            found.append("--aggregate says how windows are combined: add --window SECONDS.")
-        return found + device_problems(self.device)
+            yield "--aggregate says how windows are combined: add --window SECONDS."
+        yield from device_problems(self.device)
 
 
 # Named sets of overrides. `guide` is the defaults; `scratch` trains a small model from random weights.
@@ -432,13 +343,8 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def is_missing_path(name: str) -> bool:
     """Whether a name can only be meant as a path, not as an OWNER/NAME on the Hub, and nothing is there."""
-    is_path = (
-        name.startswith((".", "/", "~"))
-        or name.endswith("/")
-        or name.count("/") > 1
-        or name.lower().endswith(MANIFEST_SUFFIXES)
-    )
-    return is_path and not os.path.exists(os.path.expanduser(name))
+    looks_local = name.startswith((".", "/", "~")) or name.lower().endswith(("/", *MANIFEST_SUFFIXES))
+    return (looks_local or name.count("/") > 1) and not os.path.exists(os.path.expanduser(name))
 
 
 def seconds_of(time: str) -> float:

@@ -73,7 +73,7 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader of the figures wants to know: the GPU's name, or the CPU and its threads."""
+    """The GPU's name; of a CPU its widest instructions and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

@@ -61,26 +61,23 @@ def exit_code_of(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return error.exit_code
+        says, code = f"error: {error}", error.exit_code
     except (Stopped, KeyboardInterrupt) as stop:
-        print(one_line(str(stop)) or "stopped", file=sys.stderr)
-        return STOPPED
+        says, code = str(stop) or "stopped", STOPPED
     except BrokenPipeError:  # the reader of our output left (`infer.py ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
         return INPUT_OUTPUT_FAILED
     except OSError as error:
         if error.errno not in DISK_FAILED:
             raise
-        print(
-            f"error: {error.filename or 'the output'} could not be written: {error.strerror}.",
-            file=sys.stderr,
-        )
-        return INPUT_OUTPUT_FAILED
+        says = f"error: {error.filename or 'the output'} could not be written: {error.strerror}."
+        code = INPUT_OUTPUT_FAILED
+    print(one_line(says), file=sys.stderr)
+    return code
 
 
 def open_standard_streams() -> None:
-    """Give a process that was started without some of them (`2>&-`) ones that lead nowhere."""
+    """Open the null device in the place of each stream that we were started without (`2>&-`)."""
     for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         try:
             os.fstat(descriptor)
@@ -91,7 +88,7 @@ def open_standard_streams() -> None:
 
 @contextlib.contextmanager
 def out_of_memory_explained(advice: str) -> Iterator[None]:
-    """Running out of memory as one line that says what to type."""
+    """Raise OutOfMemory, with `advice` on what to type, where what is within runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -101,20 +98,20 @@ def out_of_memory_explained(advice: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether it is: a CPU, CUDA, cuBLAS and Apple's GPUs each have words of their own for it."""
+    """Whether an error says that memory ran out, as a CPU, CUDA, cuBLAS or Apple's GPUs word it."""
     said = ("allocate memory", "out of memory", "ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """An error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-def named(names: Sequence[str], most: int = 10) -> str:
+def named(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
     """The first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return separator.join(names[:most]) + more
 
 
 def one_line(text: str) -> str:

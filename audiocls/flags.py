@@ -1,6 +1,7 @@
 """The flags of train.py and infer.py, and config files: derived from the two dataclasses of config.py."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -10,7 +11,7 @@ import tomllib
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar
 
 from audiocls.config import RECIPES, InferConfig, TrainConfig
@@ -24,7 +25,7 @@ KIND_NAMES = {
     float: "a number",
     str: "a name",
     bool: "true or false",
-    type(None): "none",
+    NoneType: "none",
 }
 
 
@@ -62,7 +63,7 @@ def parse_infer(argv: list[str]) -> InferConfig:
 
 
 def make_parser(config: type, usage: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose result holds only what was typed, so that the layers below it keep their say."""
+    """A parser that returns only the flags that were typed: recipe, file and default decide the others."""
     parser = Parser(
         prog=usage.split(maxsplit=1)[0],
         usage=usage,
@@ -70,43 +71,37 @@ def make_parser(config: type, usage: str, description: str) -> argparse.Argument
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups: dict[str, Any] = {"": parser}
+    target: Any = parser
     for field in dataclasses.fields(config):
         about = field.metadata
-        if (group := about["group"]) not in groups:
-            groups[group] = parser.add_argument_group(group)
-        target = groups[group]
-        shown = "" if field.default is None or field.type is bool else f" (default: {field.default})"
-        help = (about["help"] + shown).replace("%", "%%")
+        if about["group"]:
+            target = parser.add_argument_group(about["group"])
+        help = about["help"]
+        if field.default not in (None, "", ()) and field.type is not bool:
+            help += f" (default: {field.default})"
+        help = help.replace("%", "%%")
         if about["positional"]:
-            nargs = None if about["positional"] == "1" else about["positional"]
-            optional = {"default": ()} if nargs == "*" else {}
-            target.add_argument(
-                field.name, nargs=nargs, metavar=field.name.upper(), help=about["help"], **optional
-            )
+            nargs = "*" if field.type == tuple[str, ...] else None
+            target.add_argument(field.name, nargs=nargs, default=(), metavar=field.name.upper(), help=help)
         elif field.type is bool:
             for value in (not field.default, field.default):  # the default, too: it wins over a file
                 flag = flag_name(field.name if value else f"no_{field.name}")
                 shown = help if value != field.default else argparse.SUPPRESS
                 target.add_argument(flag, dest=field.name, action="store_const", const=value, help=shown)
         else:
-            metavar = about["metavar"] or (
-                "{" + ",".join(about["choices"]) + "}" if about["choices"] else None
-            )
-            target.add_argument(
-                flag_name(field.name), metavar=metavar or kinds(field)[0].__name__.upper(), help=help
-            )
+            allowed = kinds(field)[0].__name__.upper()
+            if about["choices"]:
+                allowed = "{" + ",".join(about["choices"]) + "}"
+            target.add_argument(flag_name(field.name), metavar=about["metavar"] or allowed, help=help)
     return parser
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with its mistakes told as ours are: in one line."""
+    """argparse, its errors raised as UserError."""
 
     def error(self, message: str) -> typing.NoReturn:
-        typed = message.removeprefix("unrecognized arguments: ").split()[:1]
-        if message.startswith("unrecognized") and (
-            near := difflib.get_close_matches(typed[0], self._option_string_actions, n=1)
-        ):
+        unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
+        if near := difflib.get_close_matches(unknown, self._option_string_actions, n=1):
             message += f" (did you mean {near[0]}?)"
         raise UserError(f"{message}. See {self.prog} --help.")
 
@@ -125,7 +120,7 @@ def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
         except OverflowError:
             problems.append(f"{flag_name(name)} is too large a number.")
         except ValueError as error:
-            problems.append(str(error))
+            problems.append(f"{flag_name(name)} {error}")
     made = config(**values)
     problems += made.problems()
     if problems:
@@ -134,42 +129,39 @@ def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:
 
 
 def check(field: dataclasses.Field, value: Any) -> Any:
-    """`value`, converted from text where it was typed. Raises ValueError saying what is allowed."""
+    """`value`, converted from text where it was typed.
+
+    Raises ValueError with what is said after the flag's name: "is 0: 1 is the least."
+    """
     about, allowed = field.metadata, kinds(field)
-    if about["positional"] == "*":
+    if field.type == tuple[str, ...]:
         return tuple(value)
-    if isinstance(value, str) and value.lower() == "none" and type(None) in allowed:
+    if isinstance(value, str) and value.lower() == "none" and NoneType in allowed:
         value = None
-    if isinstance(value, str):
-        for kind in (kind for kind in (int, float) if kind in allowed):
-            try:
+    for kind in (int, float):
+        if kind in allowed and isinstance(value, str):
+            with contextlib.suppress(ValueError):
                 value = kind(value)
-                break
-            except ValueError:
-                continue
     if type(value) is int and float in allowed:
         value = float(value)
     if type(value) not in allowed:
-        raise ValueError(
-            f"{flag_name(field.name)} is {value!r}: give {' or '.join(KIND_NAMES[kind] for kind in allowed)}."
-        )
+        raise ValueError(f"is {value!r}: give {' or '.join(KIND_NAMES[kind] for kind in allowed)}.")
     if value == "":
-        raise ValueError(f"{flag_name(field.name)} is empty: give a name.")
+        raise ValueError("is empty: give a name.")
     if isinstance(value, str) and not can_be_a_name(value):
-        raise ValueError(f"{flag_name(field.name)} is {value!r}, which no name can be.")
+        raise ValueError(f"is {value!r}, which no name can be.")
     if about["choices"] and value not in about["choices"]:
-        raise ValueError(f"{flag_name(field.name)} is {value!r}: give one of {', '.join(about['choices'])}.")
+        raise ValueError(f"is {value!r}: give one of {', '.join(about['choices'])}.")
     if isinstance(value, int | float):
-        low, high, above = about["minimum"], about["maximum"], about["above"]
+        most = MOST if isinstance(value, int) and about["most"] == math.inf else about["most"]
         if not math.isfinite(value):
-            raise ValueError(f"{flag_name(field.name)} is {value}: give a finite number.")
-        if above is not None and value <= above:
-            raise ValueError(f"{flag_name(field.name)} is {value}: give a number above {above}.")
-        if low is not None and value < low:
-            raise ValueError(f"{flag_name(field.name)} is {value}: {low} is the least.")
-        high = MOST if high is None and isinstance(value, int) else high
-        if high is not None and value > high:
-            raise ValueError(f"{flag_name(field.name)} is {value}: {high} is the most.")
+            raise ValueError(f"is {value}: give a finite number.")
+        if value <= about["above"]:
+            raise ValueError(f"is {value}: give a number above {about['above']}.")
+        if value < about["least"]:
+            raise ValueError(f"is {value}: {about['least']} is the least.")
+        if value > most:
+            raise ValueError(f"is {value}: {most} is the most.")
     return value
 
 

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from audiocls.errors import InputOutputFailed, UserError
-from audiocls.storage import MANIFEST
+from audiocls.errors import InputOutputFailed, UserError, reason
+from audiocls.storage import CHECKSUMS
+from audiocls.streams import say
 
 # Read when the libraries are imported, so set before.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 
-_no_answer: list[str] = []  # why the Hub was given up in this process
+_no_answer = ["HF_HUB_OFFLINE is set"]  # why the Hub is not asked: the last one counts
 
 TIMEOUT_SECONDS = 10  # for the first answer; the libraries' own retries take 24 s a file
 
@@ -54,7 +55,7 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
         ) from None
     except Exception as error:  # the client lets several libraries' errors through: no useful answer
         constants.HF_HUB_OFFLINE = True
-        _no_answer.append(first_line(error))
+        _no_answer.append(reason(error))
         return None
 
 
@@ -82,7 +83,7 @@ def check_login(name: str) -> str:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise UserError(f"--push-to-hub {name} is no name of a repository: {first_line(error)}") from None
+        raise UserError(f"--push-to-hub {name} is no name of a repository: {reason(error)}") from None
     if constants.HF_HUB_OFFLINE:
         raise UserError("--push-to-hub needs the Hub: unset HF_HUB_OFFLINE, or leave it out.")
     if get_token() is None:
@@ -92,13 +93,13 @@ def check_login(name: str) -> str:
     except Exception as error:  # the client lets several libraries' errors through
         if getattr(getattr(error, "response", None), "status_code", None) == 401:
             raise UserError("--push-to-hub: the Hub refuses your token: run `hf auth login`.") from None
-        raise InputOutputFailed(f"--push-to-hub: the Hub does not answer: {first_line(error)}") from None
+        raise InputOutputFailed(f"--push-to-hub: the Hub does not answer: {reason(error)}") from None
     return name if "/" in name else f"{owner}/{name}"
 
 
 def files_to_push(folder: Path) -> list[Path]:
-    """What of a saved model goes to the Hub: all but the manifest, which is ours."""
-    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != MANIFEST)
+    """What of a saved model goes to the Hub: all but the checksums, which are ours."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != CHECKSUMS)
 
 
 def push(folder: Path, name: str) -> str:
@@ -116,12 +117,21 @@ def push(folder: Path, name: str) -> str:
         repo = HfApi().create_repo(name, exist_ok=True)
         HfApi().create_commit(repo.repo_id, files, commit_message="Model trained by audiocls")
     except Exception as error:  # the client lets several libraries' errors through
-        why = getattr(error, "server_message", None) or first_line(error)
-        command = shlex.join(["hf", "upload", name, str(folder), ".", "--exclude", MANIFEST])
+        why = getattr(error, "server_message", None) or reason(error)
+        command = shlex.join(["hf", "upload", name, str(folder), ".", "--exclude", CHECKSUMS])
         raise InputOutputFailed(
             f"The model is in {folder}, but could not be uploaded: {why}. Try again with: {command}"
         ) from error
     return str(repo)
+
+
+def say_push(best: Path, name: str, *, dry_run: bool) -> None:
+    """Upload the best model, or with `dry_run` say what would be. Raises InputOutputFailed."""
+    if dry_run:
+        for file in files_to_push(best):
+            say(f"would upload to {name}: {file.name}, {file.stat().st_size:,} bytes")
+        return
+    say(f"uploaded to {push(best, name)}")
 
 
 @contextlib.contextmanager
@@ -135,21 +145,16 @@ def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
         from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE and not is_local:
-            why = _no_answer[0] if _no_answer else "HF_HUB_OFFLINE is set"
             raise InputOutputFailed(
                 f"{what} is no folder here and not in the local cache, and {constants.ENDPOINT} could not be "
-                f"reached ({why}). "
+                f"reached ({_no_answer[-1]}). "
                 "Give a local folder; train.py --demo and --recipe scratch need no network."
             ) from error
-        raise InputOutputFailed(f"{what} could not be loaded: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        raise InputOutputFailed(f"{what} could not be loaded: {reason(error)}") from error
 
 
 def quiet_transformers() -> None:
-    """No tables of tensors, and bars only for downloads that a person watches: we say what matters."""
+    """Silence transformers' tables and warnings, and its progress bars where no person watches."""
     # torch.compile's warning about a cached function in transformers.
     warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
     from huggingface_hub.utils import enable_progress_bars

@@ -1,31 +1,62 @@
-"""Counts -> scores, in plain NumPy."""
+"""Labels and probabilities -> scores, in plain NumPy."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 
-def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_labels: int) -> np.ndarray:
-    """int64 [num_labels, num_labels]: row = the true label, column = the predicted one."""
-    cells = np.bincount(labels * num_labels + predictions, minlength=num_labels**2)
+class Score(NamedTuple):
+    """A number that says how good predictions are; the larger, the better."""
+
+    title: str  # in the report and the model card
+    # Takes labels, int64 [clips], and probabilities, float [clips, labels]; gives a finite number.
+    of: Callable[[np.ndarray, np.ndarray], float]
+    about: str = ""  # what stands below the number in the report
+    hub_name: str | None = None  # of the metric on the Hub; None: as in SCORES
+
+
+def confusion_matrix(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """int64 [labels, labels]: row = the true label, column = the likeliest one."""
+    num_labels = probabilities.shape[1]
+    cells = np.bincount(labels * num_labels + probabilities.argmax(axis=1), minlength=num_labels**2)
     return cells.reshape(num_labels, num_labels)
 
 
-def accuracy(confusion: np.ndarray) -> float:
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Part of the clips whose label was predicted."""
-    return float(np.trace(confusion) / confusion.sum())
+    return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
-def macro_f1(confusion: np.ndarray) -> float:
+def macro_f1(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Mean over labels of F1 = 2 TP / (2 TP + FP + FN), labels neither present nor predicted left out.
 
     That is scikit-learn's `f1_score(average="macro")`.
     """
-    hits = np.diag(confusion)
-    total = confusion.sum(axis=0) + confusion.sum(axis=1)  # 2 TP + FP + FN
-    there = total > 0
-    return float(np.mean(2 * hits[there] / total[there]))
+    confusion = confusion_matrix(labels, probabilities)
+    there = confusion.sum(axis=0) + confusion.sum(axis=1) > 0
+    return float(np.mean(per_class(confusion).f1[there]))
+
+
+def balanced_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean recall of the labels that have clips: scikit-learn's `balanced_accuracy_score`."""
+    classes = per_class(confusion_matrix(labels, probabilities))
+    return float(np.mean(classes.recall[classes.support > 0]))
+
+
+# To add a metric, add an entry: it is then logged at each evaluation, can be the --best-metric, and stands in
+# the report, in the model card and in what `infer.py --dataset` says.
+SCORES: dict[str, Score] = {
+    "accuracy": Score("accuracy", accuracy),
+    "macro_f1": Score("macro F1", macro_f1, "mean over the classes", hub_name="f1"),
+    "balanced_accuracy": Score("balanced accuracy", balanced_accuracy, "mean recall of the classes"),
+}
+
+
+def all_scores(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
+    """The value of each of SCORES, by name."""
+    return {name: score.of(labels, probabilities) for name, score in SCORES.items()}
 
 
 class ClassScores(NamedTuple):

@@ -1,32 +1,28 @@
-"""SIGTERM and Ctrl-C: stop where nothing is lost."""
+"""SIGTERM and Ctrl-C: whether to stop."""
 
 import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn, TypeVar
 
 from audiocls.errors import STOPPED, Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEAVE_WITHIN_SECONDS = 5
 
-T = TypeVar("T")
-
 
 class StopSignal:
-    """Whether a signal asked the process to stop, and what is done about it.
+    """Whether a signal asked the process to stop.
 
-    Until `defer` is called, the signal ends what is going on at once. After it, `requested` is set, and the
-    run leaves where it next asks for a batch, or while it waits for one. A second Ctrl-C leaves without
-    waiting for anything.
+    Until `defer` is called, a signal ends what is going on at once: it raises Stopped. After it, a signal
+    only sets `requested`, which the training loop looks at. A second Ctrl-C leaves without waiting for
+    anything.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self.leave: Callable[[], NoReturn] | None = None  # raises Stopped; None: nothing is deferred
         self.at_once = True
         self.process = os.getpid()
         for number in STOP_SIGNALS:
@@ -39,46 +35,39 @@ class StopSignal:
             if number == signal.SIGINT:
                 leave_now()
             return
+        if self.at_once and is_in_finalizer(frame):  # Python drops what is raised there: in a moment again
+            signal.signal(signal.SIGALRM, self.handle)
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+            return
         self.requested = True
         if self.at_once:
-            if self.leave is None:
-                # Python drops what is raised within a finalizer: then this ends the process.
-                signal.signal(signal.SIGALRM, leave_now)
-                signal.alarm(LEAVE_WITHIN_SECONDS)
+            # It also drops what a weak reference's callback raises: then this ends the process.
+            signal.signal(signal.SIGALRM, leave_now)
+            signal.alarm(LEAVE_WITHIN_SECONDS)
             raise Stopped("stopped")
         if os.isatty(2):
-            os.write(2, b"\nstopping at the next micro-batch; press Ctrl-C again to leave at once\n")
+            os.write(2, b"\nstopping soon; press Ctrl-C again to leave at once\n")
 
-    def defer(self, leave: Callable[[], NoReturn]) -> None:
-        """From here on a signal waits until the next batch is asked for, where `leave` is called."""
-        self.leave, self.at_once = leave, False
-        if self.requested:
-            leave()
+    def defer(self) -> None:
+        """From here on a signal only sets `requested`."""
+        self.at_once = False
 
     def undefer(self) -> None:
-        """From here on a signal ends what is going on at once again."""
-        leave, self.leave, self.at_once = self.leave, None, True
-        if self.requested and leave is not None:
-            leave()
+        """From here on a signal raises Stopped again; one that came meanwhile does so now."""
+        self.at_once = True
+        if self.requested:
+            raise Stopped("stopped after the last step: --resume finishes the run")
 
     def ignore(self) -> None:
-        """All is done: from here on a signal changes nothing."""
-        self.leave, self.at_once = None, False
+        """All is done: from here on, also while Python shuts down, a signal changes nothing."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
-    def wait_for(self, get: Callable[[], T]) -> T:
-        """What `get` returns; where leaving is deferred and asked for, before or meanwhile, that is done."""
-        if self.leave is None:
-            return get()
-        try:
-            self.at_once = True
-            if self.requested:
-                raise Stopped
-            result = get()
-            self.at_once = False
-            return result
-        except Stopped:
-            self.at_once = False
-            self.leave()
+
+def is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def leave_now(number: int = 0, frame: FrameType | None = None) -> None:
@@ -90,7 +79,7 @@ def leave_now(number: int = 0, frame: FrameType | None = None) -> None:
 
 @contextlib.contextmanager
 def stop_signals_blocked() -> Iterator[None]:
-    """A process that is started within never sees SIGTERM and Ctrl-C: its parent decides when it ends."""
+    """A process that is started within never sees the stop signals: its parent decides when it ends."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield

@@ -1,12 +1,14 @@
-"""Files and folders that are complete or absent."""
+"""Files and folders that are complete or absent; what a killed process left is finished or removed."""
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -16,9 +18,9 @@ from safetensors import SafetensorError
 
 from audiocls.errors import InputOutputFailed
 
-MANIFEST = "manifest.json"
+CHECKSUMS = "checksums.json"
 # What reading a file of any content may raise.
-ODD = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
+READ_ERRORS = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError)
 
 
 class NotRegular(OSError):
@@ -40,16 +42,14 @@ def complete_file(path: Path) -> Iterator[TextIO]:
 
     What is no regular file (a device, a pipe) is written to as it is. Raises InputOutputFailed.
     """
-    with failing_as(path):
-        if os.path.exists(path) and not path.is_file():
-            with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
-            return
-        with (
-            complete_path(path) as unfinished,
-            unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
-        ):
-            yield file
+    is_special = os.path.exists(path) and not path.is_file()
+    place = contextlib.nullcontext(path) if is_special else complete_path(path)
+    with (
+        failing_as(path),
+        place as to_write,
+        to_write.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file
 
 
 @contextlib.contextmanager
@@ -76,8 +76,7 @@ def write_text(path: Path, text: str) -> None:
 def append_text(path: Path, text: str) -> None:
     """Write a file anew with `text` at its end."""
     with failing_as(path):
-        before = path.read_text(encoding="utf-8")
-    write_text(path, before + text)
+        write_text(path, path.read_text(encoding="utf-8") + text)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -88,8 +87,9 @@ def write_json(path: Path, value: Any) -> None:
 def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
     """Fill the folder that this yields: it becomes `folder` when it is whole, and not before.
 
-    A manifest of every file's size and sha256, with `about` beside them, is written last. A folder that is
-    already there gives way; cut short in between, `finish_swap` puts things right. Raises InputOutputFailed.
+    checksums.json, with every file's size and sha256 and `about` beside them, is written last. An existing
+    folder is renamed aside first: if we are killed between the two renames, `finish_swap` restores it. Raises
+    InputOutputFailed.
     """
     unfinished, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
     with failing_as(folder):
@@ -98,8 +98,7 @@ def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
         try:
             yield unfinished
             files = {path.name: describe(path) for path in sorted(unfinished.iterdir())}
-            manifest = unfinished / MANIFEST
-            manifest.write_text(json.dumps({**about, "files": files}, indent=2))
+            (unfinished / CHECKSUMS).write_text(json.dumps({**about, "files": files}, indent=2))
             for path in [*unfinished.iterdir(), unfinished]:
                 fsync(path)
             if folder.exists():
@@ -113,7 +112,7 @@ def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
 
 
 def finish_swap(folder: Path) -> None:
-    """Complete what `complete_folder` left when it was killed in the middle of a swap."""
+    """Give `folder` its name back, where `complete_folder` was killed between its two renames."""
     old = folder.with_name(f".{folder.name}.old")
     if old.is_dir() and not folder.exists():
         with failing_as(folder):
@@ -121,7 +120,7 @@ def finish_swap(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Finish or remove what `complete_folder` and `complete_file` were in the middle of in `folder`."""
+    """Finish or remove what a killed `complete_folder` or `complete_file` left in `folder`."""
     for old in folder.glob(".*.old"):
         finish_swap(old.with_name(old.name[1:].removesuffix(".old")))
         shutil.rmtree(old, ignore_errors=True)
@@ -133,43 +132,48 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Take a folder's name away, then its content: cut short, no half of it is there under that name."""
+    """Remove a folder. It is renamed first: if we are killed meanwhile, no half of it has its name."""
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     with contextlib.suppress(OSError):
         folder.rename(unfinished)
     shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def damage(folder: Path) -> str | None:
-    """Why a folder is not what its manifest says; None where it is."""
+def damage(folder: Path, *needed: str) -> str | None:
+    """Why a folder's files are not those that its checksums.json lists; None where they are.
+
+    The list must hold the names in `needed`.
+    """
     try:
-        files = read_manifest(folder)["files"]
+        files = read_checksums(folder)["files"]
         for name, expected in files.items():
             if Path(name).name != name:
-                return f"its manifest names a file outside: {name}"
+                return f"its {CHECKSUMS} names a file outside: {name}"
             if describe(folder / name) != expected:
                 return f"{name} is not as it was written"
+        if lacking := [name for name in needed if name not in files]:
+            return f"its {CHECKSUMS} lacks {lacking[0]}"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except ODD as error:
+    except READ_ERRORS as error:
         return f"it cannot be read: {error}"
     return None
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
-    """A folder's manifest; empty where it has none."""
+def checksums_of(folder: Path) -> dict[str, Any]:
+    """What a folder's checksums.json holds: `files`, and what was written beside them; empty without one."""
     try:
-        return read_manifest(folder)
+        return read_checksums(folder)
     except (OSError, ValueError, RecursionError):
         return {}
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    with open_regular(folder / MANIFEST) as file:
-        manifest = json.load(file)
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{MANIFEST} holds no JSON object")
-    return manifest
+def read_checksums(folder: Path) -> dict[str, Any]:
+    with open_regular(folder / CHECKSUMS) as file:
+        checksums = json.load(file)
+    if not isinstance(checksums, dict):
+        raise ValueError(f"{CHECKSUMS} holds no JSON object")
+    return checksums
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -189,9 +193,62 @@ def fsync(path: Path) -> None:
 
 @contextlib.contextmanager
 def failing_as(path: Path) -> Iterator[None]:
-    """An operating system's error as one line that names what could not be written."""
+    """Raise an operating system's error as InputOutputFailed, which names `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:  # the latter: of a file that safetensors writes
         why = getattr(error, "strerror", None) or error
         raise InputOutputFailed(f"{path} could not be written: {why}.") from error
+
+
+_locks: set[int] = set()  # file descriptors that stay open as long as the process
+
+
+def lock(folder: Path) -> bool:
+    """Whether this process now has the folder to itself, until it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    _locks.add(descriptor)
+    return True
+
+
+def close_in_child() -> None:
+    """Let go of the locks in a forked worker, which may outlive a run that is killed."""
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=close_in_child)
+
+
+@contextlib.contextmanager
+def unfinished_folder(place: Path) -> Iterator[Path]:
+    """A new folder beside `place`, locked by this process, to be filled and renamed; else removed at the end.
+
+    Unlike `complete_folder`'s, several processes may have one each for the same place. What killed processes
+    left is removed first. Raises OSError.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(place.parent, "unfinished-")
+    while True:
+        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place.parent))
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it as abandoned
+            if lock(unfinished):
+                break
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, prefix: str) -> None:
+    """Remove the folders in `folder` whose name has that prefix and which no living process has locked."""
+    for abandoned in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if lock(abandoned):
+                shutil.rmtree(abandoned, ignore_errors=True)

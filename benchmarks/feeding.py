@@ -52,15 +52,17 @@ def main() -> None:
 def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float, rounds: int) -> list[Row]:
     import torch
     from theirs import encode, load_clips, make_trainer  # makes torchaudio importable for transformers
+    from transformers import AutoFeatureExtractor
 
     from audiocls.config import TrainConfig
     from audiocls.data.batch_plan import BatchPlan
-    from audiocls.data.loader import make_loader
+    from audiocls.data.loader import load_batches
     from audiocls.data.prepare import prepare_data
-    from audiocls.model.backbone import load_for_training, open_backbone
+    from audiocls.model.loading import load_for_training, open_backbone
 
     model = str(save_backbone(folder / "model", SMALL))  # only its shapes are used
     backbone, stock = open_backbone(model), open_backbone(model, stock=True)
+    feature_extractor = AutoFeatureExtractor.from_pretrained(model)
     cpu = torch.device("cpu")
     table = load_clips(clips)
     config = TrainConfig(
@@ -74,7 +76,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     def prepare_theirs() -> Any:
         num_threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as ours does: sharing so small a resampling can cost ten times as much
-        encoded = encode(table, stock.feature_extractor, longest, load_from_cache_file=False)
+        encoded = encode(table, feature_extractor, longest, load_from_cache_file=False)
         torch.set_num_threads(num_threads)
         return encoded
 
@@ -85,7 +87,7 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     )
     loader = make_trainer(
         load_for_training(stock, data.labels, seed=0).model.model,
-        stock.feature_extractor,
+        feature_extractor,
         encoded,
         output_dir=str(folder / "trainer"),
         per_device_train_batch_size=BATCH_SIZE,
@@ -94,8 +96,8 @@ def feeding_and_preparation(name: str, folder: Path, clips: Path, longest: float
     ).get_train_dataloader()
 
     def feed_ours() -> None:
-        batches, collate = plan.micro_batches(0, 0), loaded.collator()
-        for batch in make_loader(data.train, batches, collate, num_workers=0, device=cpu):
+        draws = [draws for step in plan.steps_from(0, 0) for draws in step.micro_batches]
+        for batch in load_batches(data.train, draws, loaded.collator(), num_workers=0, device=cpu):
             batch.to(cpu)
 
     def feed_theirs() -> None:

@@ -38,7 +38,7 @@ def main() -> int:
     import_torchaudio()
     import torch
 
-    from audiocls.reporting.profiling import matmul_flops_per_second
+    from audiocls.log.profiling import matmul_flops_per_second
 
     if not torch.cuda.is_available() and not args.check_on_cpu:
         print("gpu.py: torch sees no CUDA GPU; training.py measures on the CPU", file=sys.stderr)
@@ -72,7 +72,7 @@ def throughput(
     """Whole programs, taking turns; and for each side its facts on one-second clips."""
     from transformers import Wav2Vec2Config
 
-    from audiocls.reporting.flops import training_flops
+    from audiocls.log.flops import training_flops
 
     where: tuple = ("--device", device.type)
     not_gpu = ("--cpu",) if device.type == "cpu" else ()

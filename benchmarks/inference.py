@@ -126,7 +126,7 @@ def largest_difference(scores: Scores, others: Scores) -> float:
 def spread_scores(folder: Path, files: list[Path], classify: Callable[[list[Path], int], Scores]) -> None:
     """Scale the saved head until the logits' standard deviation over files is 1.
 
-    A random model hears all clips nearly alike: what batching does to its scores would not show.
+    A random model tells clips hardly apart: what batching does to its scores would not show.
     """
     import torch
     from safetensors.torch import load_file, save_file

@@ -11,14 +11,14 @@ turns = Turns()
 
 
 def main() -> None:
-    from audiocls.reporting.profiling import StepFacts
-    from audiocls.reporting.run_log import RunLog
+    from audiocls.log.profiling import StepFacts
+    from audiocls.log.run_log import RunLog
 
     advance_log = RunLog.advance
 
     def advance(log: RunLog, step: StepFacts, *args: Any) -> None:
         advance_log(log, step, *args)
-        turns.end(loss=step.loss_sum / step.clips)
+        turns.end(loss=step.loss_sum / step.num_clips)
 
     setattr(RunLog, "advance", advance)  # noqa: B010 - the loop calls it at the end of every step
     runpy.run_path(str(HERE.parent / "train.py"), run_name="__main__")

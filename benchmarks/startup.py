@@ -80,14 +80,14 @@ def main() -> None:
 
 def sides_to_first_step(folder: Path, clips: Path) -> dict:
     """Both train the same tiny model with the guide's recipe: ours made by name, theirs from a folder."""
-    from audiocls.model.backbone import TINY, TINY_FEATURE_EXTRACTOR
+    from audiocls.model.settings import TINY
     from audiocls.torchaudio_guard import import_torchaudio
 
     import_torchaudio()
     from transformers import Wav2Vec2FeatureExtractor
 
     model = save_backbone(folder / "tiny", TINY)
-    Wav2Vec2FeatureExtractor(**TINY_FEATURE_EXTRACTOR).save_pretrained(model)
+    Wav2Vec2FeatureExtractor(return_attention_mask=True).save_pretrained(model)
     shared = ("--dataset", clips, "--output-dir", folder / "run")
 
     def to_first_step(program: str, *flags: str) -> float:

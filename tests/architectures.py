@@ -11,27 +11,16 @@ import_torchaudio()  # before transformers does, which fails where its compiled 
 
 import torch  # noqa: E402
 from transformers import (  # noqa: E402
-    ASTConfig,
     ASTFeatureExtractor,
+    AutoConfig,
     AutoModelForAudioClassification,
-    Data2VecAudioConfig,
-    HubertConfig,
     SeamlessM4TFeatureExtractor,
-    SEWConfig,
-    SEWDConfig,
-    UniSpeechConfig,
-    UniSpeechSatConfig,
-    Wav2Vec2BertConfig,
-    Wav2Vec2Config,
-    Wav2Vec2ConformerConfig,
     Wav2Vec2FeatureExtractor,
-    WavLMConfig,
-    WhisperConfig,
     WhisperFeatureExtractor,
 )
 
-from audiocls.model.backbone import load_for_inference  # noqa: E402
-from audiocls.model.loaded import LoadedModel  # noqa: E402
+from audiocls.model.backbone import LoadedModel  # noqa: E402
+from audiocls.model.loading import load_for_inference  # noqa: E402
 
 SMALL = {
     "hidden_size": 32,
@@ -68,23 +57,25 @@ WHISPER = {
     "classifier_proj_size": 24,
 }
 
-CONFIGS: dict[str, Any] = {
-    "wav2vec2": lambda: Wav2Vec2Config(**WAVEFORM),
-    "wav2vec2-layer-norm": lambda: Wav2Vec2Config(
-        **WAVEFORM, feat_extract_norm="layer", do_stable_layer_norm=True
-    ),
-    "hubert": lambda: HubertConfig(**WAVEFORM),
-    "wavlm": lambda: WavLMConfig(**WAVEFORM),
-    "unispeech": lambda: UniSpeechConfig(**WAVEFORM),
-    "unispeech-sat": lambda: UniSpeechSatConfig(**WAVEFORM),
-    "data2vec-audio": lambda: Data2VecAudioConfig(**DATA2VEC),
-    "wav2vec2-conformer": lambda: Wav2Vec2ConformerConfig(**WAVEFORM),
-    "sew": lambda: SEWConfig(**SEW, **SEW_CONV),
-    "sew-d": lambda: SEWDConfig(**SEW, **SEW_CONV),
-    "wav2vec2-bert": lambda: Wav2Vec2BertConfig(**BERT),
-    "audio-spectrogram-transformer": lambda: ASTConfig(**AST),
-    "whisper": lambda: WhisperConfig(**WHISPER),
+LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
+
+CONFIGS: dict[str, dict[str, Any]] = {  # name: what differs from the defaults of the model type
+    **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"), WAVEFORM),
+    "wav2vec2-layer-norm": WAVEFORM | LAYER_NORM | {"model_type": "wav2vec2"},
+    "data2vec-audio": DATA2VEC,
+    "wav2vec2-conformer": WAVEFORM,
+    **dict.fromkeys(("sew", "sew-d"), SEW | SEW_CONV),
+    "wav2vec2-bert": BERT,
+    "audio-spectrogram-transformer": AST,
+    "whisper": WHISPER,
 }
+
+
+def config_of(name: str, changes: dict[str, Any]) -> Any:
+    config = AutoConfig.for_model(**{"model_type": name} | CONFIGS[name])
+    for key, value in changes.items():
+        setattr(config, key, value)
+    return config
 
 
 def feature_extractor_for(name: str) -> Any:
@@ -101,10 +92,7 @@ def feature_extractor_for(name: str) -> Any:
 
 def save_backbone(name: str, folder: Path, changes: dict[str, Any] | None = None) -> None:
     """A pretrained backbone as it is published: without a classification head."""
-    config = CONFIGS[name]()
-    for key, value in (changes or {}).items():
-        setattr(config, key, value)
-    model = AutoModelForAudioClassification.from_config(config)
+    model = AutoModelForAudioClassification.from_config(config_of(name, changes or {}))
     head = ("projector.", "classifier.")
     headless = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(head)}
     model.save_pretrained(folder, state_dict=headless)
@@ -114,10 +102,8 @@ def save_backbone(name: str, folder: Path, changes: dict[str, Any] | None = None
 def fine_tuned(name: str, labels: Sequence[str], **changes: Any) -> LoadedModel:
     """A classifier of random weights, through a folder."""
     torch.manual_seed(0)
-    config = CONFIGS[name]()
     settings = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    for key, value in (settings | changes).items():
-        setattr(config, key, value)
+    config = config_of(name, settings | changes)
     with tempfile.TemporaryDirectory() as folder:
         AutoModelForAudioClassification.from_config(config).save_pretrained(folder)
         feature_extractor_for(name).save_pretrained(folder)

@@ -23,7 +23,7 @@ import_torchaudio()  # transformers imports torchaudio, whose compiled extension
 import json
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ import soundfile
 import torch
 
 from audiocls.config import TrainConfig
-from audiocls.data.loader import Batch, Collator, WaveformCollator
+from audiocls.data.collators import Batch, Collator, WaveformCollator
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.errors import Stopped
 from audiocls.hub import quiet_transformers
-from audiocls.model.backbone import load_for_training, open_backbone
-from audiocls.model.loaded import Backbone, LoadedModel
-from audiocls.reporting.profiling import StepProfiler
-from audiocls.reporting.run_log import RunLog
+from audiocls.log.profiling import StepProfiler
+from audiocls.log.run_log import RunLog
+from audiocls.model.backbone import Backbone, LoadedModel
+from audiocls.model.loading import load_for_training, open_backbone
 from audiocls.signals import StopSignal
 from audiocls.training.checkpoint import TrainState
 from audiocls.training.loop import finish, train
@@ -49,6 +49,7 @@ from audiocls.training.loop import finish, train
 SAMPLING_RATE = 16_000
 LABELS = ("hiss", "hum", "rise")  # sorted, as a folder's classes are
 CLIP_SAMPLES = 800  # 50 ms
+DROPOUTS = [f"{name}_dropout" for name in ("hidden", "attention", "activation", "feat_proj", "final")]
 
 # A Wav2Vec2 of the base model's kind (group norm, no attention mask) with everything random switched off. Its
 # three convolutions make 19 frames of 800 samples: room for SpecAugment's masks where a test wants them.
@@ -65,29 +66,19 @@ SMALL: dict[str, Any] = {
     "num_conv_pos_embeddings": 8,
     "num_conv_pos_embedding_groups": 2,
     "classifier_proj_size": 16,
-    "hidden_dropout": 0.0,
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "feat_proj_dropout": 0.0,
-    "final_dropout": 0.0,
     "layerdrop": 0.0,
     "apply_spec_augment": False,
     "mask_time_prob": 0.0,
-}
+} | dict.fromkeys(DROPOUTS, 0.0)
 # Everything random that Wav2Vec2 has, strong enough to show in every step.
 RANDOM: dict[str, Any] = {
-    "hidden_dropout": 0.1,
-    "attention_dropout": 0.1,
-    "activation_dropout": 0.1,
-    "feat_proj_dropout": 0.1,
-    "final_dropout": 0.1,
     "layerdrop": 0.3,
     "apply_spec_augment": True,
     "mask_time_prob": 0.3,
     "mask_time_length": 2,
     "mask_feature_prob": 0.1,
     "mask_feature_length": 2,
-}
+} | dict.fromkeys(DROPOUTS, 0.1)
 
 
 # The process
@@ -101,14 +92,10 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def no_network() -> Iterator[None]:
     """Any connection to another machine fails at once and says so."""
-    connect = socket.socket.connect
+    connect, here = socket.socket.connect, ("127.0.0.1", "::1", "localhost")
 
     def connect_here(self: socket.socket, address: Any) -> None:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
-            "127.0.0.1",
-            "::1",
-            "localhost",
-        ):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in here:
             raise PermissionError(f"a test tried to reach {address}")
         return connect(self, address)
 
@@ -165,31 +152,6 @@ def write_clips(
 
 
 @pytest.fixture(scope="session")
-def clips_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of class folders: 8 clips of each of LABELS, 50 to 100 ms."""
-    lengths = np.random.default_rng(0).integers(CLIP_SAMPLES, 2 * CLIP_SAMPLES, 24).tolist()
-    return write_clips(tmp_path_factory.mktemp("clips"), lengths)
-
-
-@pytest.fixture(scope="session")
-def tiny_config_kwargs(clips_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """TrainConfig(**tiny_config_kwargs) is a run of seconds on a CPU, four steps of it."""
-    return {
-        "dataset": str(clips_folder),
-        "cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "model": "tiny",
-        "batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "epochs": 2,
-        "log_every": 1,
-        "learning_rate": 1e-3,
-        "eval_fraction": 0.4,
-        "device": "cpu",
-        "num_workers": 0,
-    }
-
-
-@pytest.fixture(scope="session")
 def run_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunData]:
     """run_data(num_clips, num_eval=12, num_test=0, samples=800) -> RunData, by way of files and prepare_data.
 
@@ -220,43 +182,35 @@ def run_data(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunData]
 # Models
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """model_folder(**config) -> a saved Wav2Vec2 without a head, of random weights: a backbone to fine-tune.
+def save_backbone(folder: Path, dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+    """A Wav2Vec2 without a head, of random weights: a backbone to fine-tune.
 
     `dtype` is what its weights are stored in; the other settings go into its config.json, SMALL below them.
     """
     from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
     quiet_transformers()
-
-    def make(dtype: torch.dtype = torch.float32, **config: Any) -> Path:
-        folder = tmp_path_factory.mktemp("model")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model = Wav2Vec2Model(Wav2Vec2Config(**SMALL | config))
-        # Weights of a trained model's size: as initialised (std 0.02) all clips sound nearly alike.
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
-                    parameter.mul_(3)
-        model.to(dtype).save_pretrained(folder)
-        Wav2Vec2FeatureExtractor(
-            sampling_rate=SAMPLING_RATE, do_normalize=True, return_attention_mask=False
-        ).save_pretrained(folder)
-        return folder
-
-    return make
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Wav2Vec2Model(Wav2Vec2Config(**SMALL | config))
+    # Weights of a trained model's size: as initialised (std 0.02) all clips sound nearly alike.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    model.to(dtype).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def build_model(model_folder: Callable[..., Path]) -> Callable[..., LoadedModel]:
+def build_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., LoadedModel]:
     """build_model(seed=0, stock=False, **config) -> LoadedModel: SMALL changed by `config`."""
     folders: dict[str, Path] = {}
 
     def make(seed: int = 0, stock: bool = False, **config: Any) -> LoadedModel:
         if repr(config) not in folders:
-            folders[repr(config)] = model_folder(**config)
+            folders[repr(config)] = save_backbone(tmp_path_factory.mktemp("model"), **config)
         backbone = open_backbone(str(folders[repr(config)]), stock=stock)
         return load_for_training(backbone, LABELS, seed=seed)
 
@@ -273,8 +227,8 @@ def spread_logits(model: Any, batch: Batch) -> float:
     """Scale and shift `model`'s classifier so that its logits' std over clips and labels is 1.
 
     Each label's logit is made to differ between the clips, about a mean of 0: two outputs that agree then
-    agree in what the encoder heard. A random head gives logits near 0, where anything is close to anything.
-    Returns the std that was reached.
+    agree in what the encoder made of the clips. A random head gives logits near 0, where anything is close to
+    anything. Returns the std that was reached.
     """
     was_training = model.training
     model.eval()
@@ -288,20 +242,13 @@ def spread_logits(model: Any, batch: Batch) -> float:
     return spread
 
 
-@pytest.fixture
-def spread_model(build_model: Callable[..., LoadedModel]) -> Callable[..., LoadedModel]:
-    """spread_model(data, **config) -> build_model(**config), spread_logits over `data`'s first 32 clips."""
-
-    def make(data: RunData, **config: Any) -> LoadedModel:
-        loaded = build_model(**config)
-        clips = [data.train[index] for index in range(min(32, len(data.train)))]
-        assert abs(spread_logits(loaded.model, collator(loaded.backbone)(clips)) - 1) < 0.1
-        return loaded
-
-    return make
-
-
 # Runs
+
+TIMES = ("clips_per_second", "audio_seconds_per_second", "data_wait_seconds", "wall_seconds")
+
+
+def without_times(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
 
 
 @dataclass
@@ -317,6 +264,10 @@ class Run:
         lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         return [record for record in map(json.loads, lines) if kind in (None, record["kind"])]
 
+    def logged(self, kind: str, key: str) -> list[Any]:
+        """What metrics.jsonl has under `key` in the lines of one kind."""
+        return [record[key] for record in self.records(kind)]
+
     @property
     def weights(self) -> dict[str, torch.Tensor]:
         return {name: tensor.clone() for name, tensor in self.loaded.model.state_dict().items()}
@@ -328,15 +279,25 @@ def stop(signal_handlers: None) -> StopSignal:
     return StopSignal()
 
 
-@pytest.fixture
-def train_in(stop: StopSignal) -> Callable[..., Run]:
-    """train_in(folder, loaded, data, **settings) -> Run: the real loop on the CPU, without the command line.
+@dataclass
+class Lab:
+    """What the tests of training work with."""
 
-    Settings are TrainConfig's; `with_finish=True` adds what comes after the loop.
-    """
+    data: Callable[..., RunData]
+    build: Callable[..., LoadedModel]
+    stop: StopSignal
+    folder: Path  # where the runs lie, each under its name
 
-    def go(
-        folder: Path,
+    def spread(self, data: RunData, **config: Any) -> LoadedModel:
+        """build(**config), spread_logits over `data`'s first 32 clips."""
+        loaded = self.build(**config)
+        clips = [data.train[index] for index in range(min(32, len(data.train)))]
+        assert abs(spread_logits(loaded.model, collator(loaded.backbone)(clips)) - 1) < 0.1
+        return loaded
+
+    def train(
+        self,
+        name: str,
         loaded: LoadedModel,
         data: RunData,
         *,
@@ -344,18 +305,29 @@ def train_in(stop: StopSignal) -> Callable[..., Run]:
         profiler: StepProfiler | None = None,
         **settings: Any,
     ) -> Run:
+        """The real loop on the CPU, without the command line.
+
+        Settings are TrainConfig's; `with_finish=True` adds what comes after the loop.
+        """
+        folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
-        config = TrainConfig(
-            **{"device": "cpu", "precision": "fp32", "log_every": 1, "num_workers": 0} | settings
-        )
-        device = torch.device("cpu")
+        defaults = {"device": "cpu", "precision": "fp32", "log_every": 1, "num_workers": 0}
+        config, device = TrainConfig(**defaults | settings), torch.device("cpu")
         with RunLog(folder, profiler) as log:
             try:
-                state = train(config, loaded, data, device, folder, log, stop)
+                state = train(config, loaded, data, device, folder, log, self.stop)
             except Stopped:
                 return Run(None, loaded, folder)
             if with_finish:
-                finish(config, loaded, data, device, folder, log, stop, state)
+                finish(config, loaded, data, device, folder, log, self.stop, state)
         return Run(state, loaded, folder)
 
-    return go
+
+@pytest.fixture
+def lab(
+    run_data: Callable[..., RunData],
+    build_model: Callable[..., LoadedModel],
+    stop: StopSignal,
+    tmp_path: Path,
+) -> Lab:
+    return Lab(run_data, build_model, stop, tmp_path)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 import torch
+import yaml
 from datasets import Audio, ClassLabel, Features, Value
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
@@ -85,21 +86,20 @@ def write_minds14(root: Path, num_clips: Mapping[str, int] | None = None, revisi
     """
     num_clips = num_clips or {"en-US": 42, "de-DE": 14}
     repo = repo_folder(root / "datasets" / "PolyAI" / "minds14", revision)
-    infos, configs = "", ""
+    infos, configs = [], []
     for language, count in num_clips.items():
         table = minds14_table(language, count)
         parquet = repo / language / "train-00000-of-00001.parquet"
         parquet.parent.mkdir(exist_ok=True)
         pq.write_table(table, parquet)
-        infos += (
-            f"- config_name: {language}\n{FEATURES_YAML}"
-            f"  splits:\n  - name: train\n    num_bytes: {table.nbytes}\n    num_examples: {count}\n"
-            f"  download_size: {parquet.stat().st_size}\n  dataset_size: {table.nbytes}\n"
-        )
-        configs += (
-            f"- config_name: {language}\n  data_files:\n  - split: train\n    path: {language}/train-*\n"
-        )
-    (repo / "README.md").write_text(f"---\ndataset_info:\n{infos}configs:\n{configs}---\n\n# MInDS-14\n")
+        split = {"name": "train", "num_bytes": table.nbytes, "num_examples": count}
+        sizes = {"download_size": parquet.stat().st_size, "dataset_size": table.nbytes}
+        features = MINDS14_FEATURES._to_yaml_list()
+        infos.append({"config_name": language, "features": features, "splits": [split], **sizes})
+        files = [{"split": "train", "path": f"{language}/train-*"}]
+        configs.append({"config_name": language, "data_files": files})
+    card = yaml.safe_dump({"dataset_info": infos, "configs": configs})
+    (repo / "README.md").write_text(f"---\n{card}---\n\n# MInDS-14\n")
     return repo
 
 
@@ -118,19 +118,6 @@ def minds14_table(language: str, num_clips: int) -> pa.Table:
         row |= {"transcription": f"clip {index}", "english_transcription": f"clip {index}"}
         rows.append(row | {"lang_id": LANGUAGES.index(language)})
     return pa.Table.from_pylist(rows, schema=MINDS14_FEATURES.arrow_schema)
-
-
-def class_label_yaml(column: str, names: list[str]) -> str:
-    lines = "".join(f"          '{index}': {name}\n" for index, name in enumerate(names))
-    return f"  - name: {column}\n    dtype:\n      class_label:\n        names:\n{lines}"
-
-
-FEATURES_YAML = (
-    "  features:\n  - name: path\n    dtype: string\n"
-    f"  - name: audio\n    dtype:\n      audio:\n        sampling_rate: {SAMPLING_RATE}\n"
-    "  - name: transcription\n    dtype: string\n  - name: english_transcription\n    dtype: string\n"
-    f"{class_label_yaml('intent_class', INTENTS)}{class_label_yaml('lang_id', LANGUAGES)}"
-)
 
 
 def write_tiny_wav2vec2(root: Path, revision: str = "main", seed: int = 0) -> Path:

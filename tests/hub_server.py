@@ -2,7 +2,7 @@
 
 HF_ENDPOINT is read when huggingface_hub is imported, so its clients run in a subprocess:
 
-    with serve_hub(root) as hub:
+    with HubServer(root) as hub:
         subprocess.run([sys.executable, "train.py", ...], env=os.environ | hub.environment(tmp_path / "hf"))
     assert not hub.other_hosts
 """
@@ -10,12 +10,10 @@ HF_ENDPOINT is read when huggingface_hub is imported, so its clients run in a su
 import hashlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 REPO = r"(?P<repo>[^/]+/[^/]+)"
@@ -42,13 +40,49 @@ class Request(NamedTuple):
     path: str  # with its query; a whole URL, or host:port, where the server was asked as a proxy
 
 
-class HubServer(ThreadingHTTPServer):
+class Loopback(ThreadingHTTPServer):
+    """A server on this machine, for as long as its `with` block lasts."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
+        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        self.thread = Thread(target=self.serve_forever, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+
+class LoopbackHandler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"  # the client keeps its connection open and relies on Content-Length
+
+    def body(self) -> bytes:
+        """To be read in any case: or it would be read as the next request."""
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keeps the test's stderr free of one line per request."""
+
+
+class HubServer(Loopback):
     """Serves `root/{models,datasets}/OWNER/NAME/` as revision main, and `.../NAME@REVISION/` as any other."""
 
     def __init__(self, root: Path) -> None:
-        super().__init__(("127.0.0.1", 0), HubRequestHandler)
+        super().__init__(HubRequestHandler)
         self.root = root
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
         self.requests: list[Request] = []
 
     @property
@@ -81,13 +115,12 @@ class HubServer(ThreadingHTTPServer):
         raise NotFound("RevisionNotFound")
 
 
-class HubRequestHandler(BaseHTTPRequestHandler):
+class HubRequestHandler(LoopbackHandler):
     server: HubServer
-    protocol_version = "HTTP/1.1"  # the client keeps its connection open and relies on Content-Length
 
     def answer(self) -> None:
         self.server.requests.append(Request(self.command, unquote(self.path)))
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))  # or it would be read as the next request
+        self.body()
         # A whole URL (asked as a proxy) must match nothing below.
         path = unquote(urlsplit(self.path).path) if self.path.startswith("/") else ""
         try:
@@ -137,17 +170,6 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         # No X-Xet-Hash: the client then takes the file from this very answer, not from Xet storage.
         self.send(200, content, {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'})
 
-    def send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keeps the test's stderr free of one line per request; `HubServer.requests` has them."""
-
 
 def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
@@ -158,15 +180,3 @@ def commit_hash(folder: Path) -> str:
     for path in files_in(folder):
         digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def serve_hub(root: Path) -> Iterator[HubServer]:
-    with HubServer(root) as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()

@@ -1,6 +1,6 @@
 """A loopback Hugging Face Hub that takes uploads: who am I, make a repository, preupload, LFS batch, commit.
 
-    with serve_uploads() as hub:
+    with UploadHub() as hub:
         subprocess.run([...], env=os.environ | hub.environment(tmp_path / "hf"))
     assert hub.files["me/model"]["README.md"] == b"..."
 
@@ -11,25 +11,22 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from hub_server import Loopback, LoopbackHandler
 
 OWNER, TOKEN = "me", "hf_write"
 
 
-class UploadHub(ThreadingHTTPServer):
+class UploadHub(Loopback):
     """Holds the repositories as {name: {path: content}}, and every request as "METHOD /path"."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), UploadHandler)
-        self.endpoint = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(UploadHandler)
         self.files: dict[str, dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}  # sha256 -> content that arrived by LFS
         self.commits: list[str] = []
@@ -46,21 +43,20 @@ class UploadHub(ThreadingHTTPServer):
         }
 
 
-class UploadHandler(BaseHTTPRequestHandler):
+class UploadHandler(LoopbackHandler):
     server: UploadHub
-    protocol_version = "HTTP/1.1"
 
     def answer(self) -> None:
         path = urlsplit(self.path).path
         self.server.requests.append(f"{self.command} {path}")
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.body()
         for pattern, act in ROUTES.items():
             if match := re.fullmatch(pattern, f"{self.command} {path}"):
                 is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
                 if not is_known and self.command != "PUT":  # where LFS sends to carries its own permission
-                    return self.send(401, {"error": "Invalid credentials"})
-                return self.send(*act(self, body, *match.groups()))
-        return self.send(404, {"error": "not found"})
+                    return self.send_json(401, {"error": "Invalid credentials"})
+                return self.send_json(*act(self, body, *match.groups()))
+        return self.send_json(404, {"error": "not found"})
 
     do_GET = do_POST = do_PUT = answer
 
@@ -82,16 +78,10 @@ class UploadHandler(BaseHTTPRequestHandler):
         return (200 if is_valid else 400), {"errors": [] if is_valid else [{"message": "no metadata"}]}
 
     def preupload(self, body: bytes, name: str) -> tuple[int, Any]:
-        files = json.loads(body)["files"]
-        modes = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                "shouldIgnore": False,
-            }
-            for file in files
-        ]
-        return 200, {"files": modes}
+        paths = [file["path"] for file in json.loads(body)["files"]]
+        modes = {path: "lfs" if path.endswith(".safetensors") else "regular" for path in paths}
+        files = [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes.items()]
+        return 200, {"files": files}
 
     def batch(self, body: bytes, name: str) -> tuple[int, Any]:
         objects = [
@@ -120,16 +110,8 @@ class UploadHandler(BaseHTTPRequestHandler):
         url = f"{self.server.endpoint}/{name}/commit/0123"
         return 200, {"success": True, "commitOid": "0123", "commitUrl": url}
 
-    def send(self, status: int, value: Any) -> None:
-        content = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Keeps the test's stderr free of one line per request."""
+    def send_json(self, status: int, value: Any) -> None:
+        self.send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
 
 ROUTES: dict[str, Callable[..., tuple[int, Any]]] = {
@@ -141,15 +123,3 @@ ROUTES: dict[str, Callable[..., tuple[int, Any]]] = {
     "PUT /lfs/([0-9a-f]{64})": UploadHandler.store,
     "POST /api/models/([^/]+/[^/]+)/commit/main": UploadHandler.commit,
 }
-
-
-@contextmanager
-def serve_uploads() -> Iterator[UploadHub]:
-    with UploadHub() as server:
-        thread = Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()

@@ -61,13 +61,13 @@ def write_run_folder(
 def records(split: str, num_clips: int) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     for step in (10, 20, 30):
-        speed = {"samples_per_second": 100.0, "audio_seconds_per_second": 80.0, "padding_share": 0.1}
+        speed = {"clips_per_second": 100.0, "audio_seconds_per_second": 80.0, "padding_share": 0.1}
         train = {"step": step, "epoch": step / 10, "loss": 2 / step, "learning_rate": 1e-3, "grad_norm": None}
         made.append({"kind": "train", **train, **speed, "data_wait_seconds": 0.5})
-        scores = {"loss": 1 / step, "accuracy": 0.5, "macro_f1": 0.4, "num_samples": 50}
+        scores = {"loss": 1 / step, "accuracy": 0.5, "macro_f1": 0.4, "num_clips": 50}
         made.append({"kind": "eval", "step": step, "epoch": step / 10, **scores, "is_best": step <= 20})
     if split == "test":
-        scores = {"loss": 0.123456, "accuracy": 0.5, "macro_f1": 0.4, "num_samples": num_clips}
+        scores = {"loss": 0.123456, "accuracy": 0.5, "macro_f1": 0.4, "num_clips": num_clips}
         made.append({"kind": "test", "step": 20, "epoch": 2.0, **scores})
     end = {"step": 30, "best_step": 20, "best_metric": "accuracy", "best_score": 0.5}
     return [*made, {"kind": "end", **end, "wall_seconds": 3723.0, "reason": "epochs"}]

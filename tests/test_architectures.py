@@ -10,18 +10,13 @@ from architectures import CONFIGS, save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
-from audiocls.data.loader import Example
+from audiocls.data.collators import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier
-from audiocls.model.backbone import (
-    check_can_freeze,
-    freeze_feature_encoder,
-    load_for_inference,
-    load_for_training,
-    open_backbone,
-)
+from audiocls.model import loading
+from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
-from audiocls.model.loaded import LoadedModel
+from audiocls.model.loading import load_for_inference, load_for_training, open_backbone
 
 LABELS = ["down", "left", "up"]
 HAVE_NO_FEATURE_ENCODER = ("wav2vec2-bert", "audio-spectrogram-transformer", "whisper")
@@ -79,9 +74,8 @@ def test_saved_model_scores_as_the_pipeline_whatever_shares_its_batch(
         expected = theirs({"raw": recording, "sampling_rate": 16_000}, top_k=2)
         assert [label for label, _ in prediction.scores] == [one["label"] for one in expected]
         # 1e-5: sums over a batch of another size round differently.
-        assert [score for _, score in prediction.scores] == pytest.approx(
-            [one["score"] for one in expected], abs=1e-5
-        )
+        scores = [score for _, score in prediction.scores]
+        assert scores == pytest.approx([one["score"] for one in expected], abs=1e-5)
 
 
 def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architecture: tuple[str, Path]) -> None:
@@ -89,10 +83,10 @@ def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architectur
     loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
     if name in HAVE_NO_FEATURE_ENCODER:
         with pytest.raises(UserError, match="no convolutional encoder"):
-            check_can_freeze(loaded.backbone, cache_features=False)
+            loading.check_can_freeze(loaded.backbone, cache_features=False)
     else:
-        check_can_freeze(loaded.backbone, cache_features=False)
-        freeze_feature_encoder(loaded)
+        loading.check_can_freeze(loaded.backbone, cache_features=False)
+        loading.freeze_feature_encoder(loaded)
         frozen = [key for key, p in loaded.model.named_parameters() if not p.requires_grad]
         assert any(".feature_extractor.conv_layers.0." in key for key in frozen)
 
@@ -112,7 +106,9 @@ def test_half_precision_weights_train_in_float32_and_checkpointing_is_taken_out(
     assert {p.dtype for p in again.model.parameters()} == {torch.float32}
     assert not any(getattr(module, "gradient_checkpointing", False) for module in again.model.modules())
     save_model(again, tmp_path / "out")
-    assert "gradient_checkpointing" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "gradient_checkpointing" not in config
+    assert config["dtype"] == "float32"
     saved = load_file(tmp_path / "out" / "model.safetensors").values()
     assert {tensor.dtype for tensor in saved if tensor.is_floating_point()} == {torch.float32}
 

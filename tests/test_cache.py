@@ -1,6 +1,5 @@
 """The cache of decoded clips: read once, never stale, never needed."""
 
-import json
 import os
 import pickle
 from collections.abc import Callable
@@ -70,18 +69,16 @@ def the_folder(cache_dir: Path) -> Path:
     return folder
 
 
-def test_clips_are_what_decode_gives(clips: list[Clip], tmp_path: Path) -> None:
+def test_clips_are_what_decode_gives_and_a_second_call_decodes_nothing(
+    clips: list[Clip], tmp_path: Path, decodes: list[str]
+) -> None:
     waveforms = all_of(clips, tmp_path / "cache")
-    assert waveforms.cache is not None
-    assert_as_decoded(waveforms, clips)
-
-
-def test_a_second_call_decodes_nothing(clips: list[Clip], tmp_path: Path, decodes: list[str]) -> None:
-    all_of(clips, tmp_path / "cache")
     assert sorted(decodes) == ["0.wav", "1.wav", "2.wav", "3.wav", "4.wav", "bad.wav"]
+    assert_as_decoded(waveforms, clips)
+    assert isinstance(waveforms.cache.values.base, np.memmap)  # mapped, not loaded
+    assert not waveforms[0].flags.writeable  # or a transformation in place would change the cache
     decodes.clear()
-    again = all_of(clips, tmp_path / "cache")
-    assert_as_decoded(again, clips)
+    assert_as_decoded(all_of(clips, tmp_path / "cache"), clips)
     assert decodes == []
 
 
@@ -162,55 +159,26 @@ def test_a_file_that_could_not_be_opened_for_a_moment_is_tried_again(
     assert all_of(clips, tmp_path / "cache").errors == {}
 
 
-def truncated(folder: Path) -> None:
-    content = (folder / "values").read_bytes()
-    (folder / "values").write_bytes(content[:-4])
+HARMS: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "cut": ("values", lambda path: path.write_bytes(path.read_bytes()[:-4])),
+    "gone": ("values", Path.unlink),
+    "index gone": ("index.json", Path.unlink),
+    "index cut": ("index.json", lambda path: path.write_bytes(path.read_bytes()[:100])),
+    "index of zeros": ("index.json", lambda path: path.write_bytes(bytes(len(path.read_bytes())))),
+    "index of something else": ("index.json", lambda path: path.write_text("[]")),
+    "index without errors": (
+        "index.json",
+        lambda path: path.write_text(path.read_text().replace('"errors"', '"other"')),
+    ),
+}
 
 
-def without_samples(folder: Path) -> None:
-    (folder / "values").unlink()
-
-
-def without_index(folder: Path) -> None:
-    (folder / "index.json").unlink()
-
-
-def cut_index(folder: Path) -> None:
-    content = (folder / "index.json").read_bytes()
-    (folder / "index.json").write_bytes(content[: len(content) // 2])
-
-
-def index_of_zeros(folder: Path) -> None:
-    content = (folder / "index.json").read_bytes()
-    (folder / "index.json").write_bytes(bytes(len(content)))
-
-
-def index_of_something_else(folder: Path) -> None:
-    (folder / "index.json").write_text("[]")
-
-
-def index_without_errors(folder: Path) -> None:
-    index = json.loads((folder / "index.json").read_text())
-    (folder / "index.json").write_text(json.dumps({key: index[key] for key in ("num_samples", "seconds")}))
-
-
-@pytest.mark.parametrize(
-    "harm",
-    [
-        truncated,
-        without_samples,
-        without_index,
-        cut_index,
-        index_of_zeros,
-        index_of_something_else,
-        index_without_errors,
-    ],
-)
+@pytest.mark.parametrize(("name", "harm"), HARMS.values(), ids=HARMS)
 def test_a_damaged_cache_is_made_anew(
-    clips: list[Clip], tmp_path: Path, decodes: list[str], harm: Callable[[Path], None]
+    clips: list[Clip], tmp_path: Path, decodes: list[str], name: str, harm: Callable[[Path], object]
 ) -> None:
     all_of(clips, tmp_path / "cache")
-    harm(the_folder(tmp_path / "cache"))
+    harm(the_folder(tmp_path / "cache") / name)
     assert_as_decoded(all_of(clips, tmp_path / "cache"), clips)
     decodes.clear()
     assert_as_decoded(all_of(clips, tmp_path / "cache"), clips)
@@ -282,13 +250,6 @@ def test_a_pickled_set_carries_no_samples(tmp_path: Path) -> None:
     unpickled = pickle.loads(pickled)
     for index in range(4):
         np.testing.assert_array_equal(unpickled[index], expected[index])
-
-
-def test_samples_are_mapped_not_loaded(clips: list[Clip], tmp_path: Path) -> None:
-    waveforms = all_of(clips, tmp_path / "cache")
-    assert isinstance(waveforms.cache.values.base, np.memmap)
-    assert waveforms[0].base is not None
-    assert not waveforms[0].flags.writeable  # or a transformation in place would change the cache
 
 
 def test_decoding_leaves_the_number_of_threads_as_it_was(clips: list[Clip], tmp_path: Path) -> None:

@@ -10,24 +10,22 @@ import numpy as np
 import pytest
 import torch
 from architectures import CONFIGS, WAVEFORM, save_backbone
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForAudioClassification, Wav2Vec2FeatureExtractor
 
-from audiocls.data.loader import Example
+from audiocls.data.collators import Example
 from audiocls.errors import UserError
-from audiocls.model.backbone import (
-    TINY,
+from audiocls.model.encoder import SpeechClassifier
+from audiocls.model.files import save_model
+from audiocls.model.loading import (
     check_can_freeze,
     load_for_inference,
     load_for_training,
     open_backbone,
 )
-from audiocls.model.encoder import SpeechClassifier
-from audiocls.model.files import read_saved, save_model
-from audiocls.model.loaded import LoadedModel
-from audiocls.model.settings import ARCHITECTURES, EncoderConfig
+from audiocls.model.settings import ARCHITECTURES, TINY, EncoderConfig
 from audiocls.model.stock import padding_changes_nothing
 
 LARGE_LIKE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
@@ -54,6 +52,7 @@ NO_DROPOUT = {f"{name}_dropout": 0.0 for name in ("hidden", "attention", "activa
 EXACT = NO_DROPOUT | {"layerdrop": 0.0}
 LENGTHS = (8_000, 900, 5_000)  # samples
 LABELS = ["a", "b", "c", "d", "e"]
+Computed = tuple[Tensor, Tensor]  # logits, gradients
 
 
 def pair(settings: dict[str, Any], **changes: Any) -> tuple[SpeechClassifier, Any]:
@@ -61,16 +60,15 @@ def pair(settings: dict[str, Any], **changes: Any) -> tuple[SpeechClassifier, An
     torch.manual_seed(0)
     values = settings | EXACT | changes
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-    theirs = AutoModelForAudioClassification.from_config(
-        AutoConfig.for_model(**values, num_labels=len(LABELS))
-    )
+    config = AutoConfig.for_model(**values, num_labels=len(LABELS))
+    theirs = AutoModelForAudioClassification.from_config(config)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
         theirs.classifier.weight *= 20  # logits of a spread that shows a difference
-    config = EncoderConfig.read(values)
-    assert config is not None
-    ours = SpeechClassifier(config, len(LABELS))
+    known = EncoderConfig.read(values)
+    assert known is not None
+    ours = SpeechClassifier(known, len(LABELS))
     ours.load_state_dict(theirs.state_dict())  # strict: the same names and shapes
     return ours, theirs
 
@@ -82,12 +80,7 @@ def gradients(model: nn.Module, logits: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def assert_same(
-    ours: tuple[Tensor, Tensor],
-    theirs: tuple[Tensor, Tensor],
-    logits_within: float = 1e-6,
-    within: float = 1e-5,
-) -> None:
+def assert_same(ours: Computed, theirs: Computed, logits_within: float = 1e-6, within: float = 1e-5) -> None:
     """Logits within so much of their spread, gradients of their norm: by default float32 rounding."""
     (logits, gradient), (expected, expected_gradient) = ours, theirs
     assert (logits - expected).abs().max() <= logits_within * expected.std()
@@ -108,9 +101,8 @@ def test_logits_and_gradients_are_those_of_transformers_clip_by_clip(
         kwargs = {} if masked is None else {"mask_time_indices": masked}
         our_logits = ours.train()(waveform, masked_frames=masked)
         their_logits = theirs.train()(waveform, **kwargs).logits
-        assert_same(
-            (our_logits, gradients(ours, our_logits)), (their_logits, gradients(theirs, their_logits))
-        )
+        our_gradients, their_gradients = gradients(ours, our_logits), gradients(theirs, their_logits)
+        assert_same((our_logits, our_gradients), (their_logits, their_gradients))
 
 
 # In double precision it is the same but for 1e-13; in float32 each of the two is within 1e-6 of that.
@@ -125,31 +117,23 @@ def test_a_padded_batch_gives_what_its_clips_give_alone(
     real = torch.arange(max(LENGTHS)) < lengths[:, None]
     input_values = torch.randn(len(LENGTHS), max(LENGTHS), dtype=dtype) * real
     counts = ours.encoder.feature_extractor.num_frames(lengths)
-    masked = (torch.rand(len(LENGTHS), int(counts.max())) < 0.3) & (
-        torch.arange(int(counts.max())) < counts[:, None]
-    )
+    masked = torch.rand(len(LENGTHS), int(counts.max())) < 0.3
+    masked &= torch.arange(int(counts.max())) < counts[:, None]
     padded = ours(input_values, lengths, masked)
-    alone = torch.cat(
-        [
-            ours(input_values[row : row + 1, :length], masked_frames=masked[row : row + 1, : counts[row]])
-            for row, length in enumerate(LENGTHS)
-        ]
-    )
+    clips = [(input_values[i : i + 1, : LENGTHS[i]], masked[i : i + 1, : counts[i]]) for i in range(3)]
+    alone = torch.cat([ours(clip, masked_frames=masked_frames) for clip, masked_frames in clips])
     assert_same((padded, gradients(ours, padded)), (alone, gradients(ours, alone)), within, 10 * within)
-    if (
-        ours.config.feat_extract_norm == "layer"
-    ):  # only then is transformers exact where it is told of padding
+    # Only with a norm of each frame is transformers exact where it is told of padding.
+    if ours.config.feat_extract_norm == "layer":
         expected = theirs(input_values, attention_mask=real.long(), mask_time_indices=masked).logits
-        assert_same(
-            (padded, gradients(ours, padded)), (expected, gradients(theirs, expected)), within, 10 * within
-        )
+        expected_gradients = gradients(theirs, expected)
+        assert_same((padded, gradients(ours, padded)), (expected, expected_gradients), within, 10 * within)
 
 
 def test_layers_are_dropped_as_transformers_drops_them() -> None:
     for kind in ("wav2vec2", "wavlm"):
-        ours, theirs = pair(
-            CASES[f"{kind}, base-like"], layerdrop=0.5, num_hidden_layers=6, mask_time_prob=0.0
-        )
+        changes = {"layerdrop": 0.5, "num_hidden_layers": 6, "mask_time_prob": 0.0}
+        ours, theirs = pair(CASES[f"{kind}, base-like"], **changes)
         waveform = torch.randn(2, 8_000)
         for seed in range(5):
             logits = []
@@ -176,9 +160,7 @@ def test_features_stand_for_the_waveforms_they_were_made_of() -> None:
     input_values = torch.randn(2, 8_000)
     with torch.no_grad():
         features = ours.encoder.feature_extractor(input_values, lengths)
-        torch.testing.assert_close(
-            ours(lengths=lengths, features=features), ours(input_values, lengths), rtol=0, atol=0
-        )
+        assert torch.equal(ours(lengths=lengths, features=features), ours(input_values, lengths))
 
 
 def test_hidden_states_are_transformers() -> None:
@@ -227,9 +209,8 @@ def test_nothing_in_a_micro_batch_waits_for_the_device(settings: dict[str, Any],
     model = SpeechClassifier(config, 2).to("meta").train()
     batch = batch_of(config, model, torch.device("meta"))
     with NoIndexedCopies():
-        nn.functional.cross_entropy(
-            model(**batch), torch.zeros(3, dtype=torch.long, device="meta")
-        ).backward()
+        labels = torch.zeros(3, dtype=torch.long, device="meta")
+        nn.functional.cross_entropy(model(**batch), labels).backward()
 
 
 def batch_of(config: EncoderConfig, model: SpeechClassifier, device: torch.device) -> dict[str, Tensor]:
@@ -314,10 +295,11 @@ def test_what_transformers_saves_is_read_and_what_we_save_is_read_by_transformer
     kind: str, tmp_path: Path
 ) -> None:
     theirs = save(tmp_path / "theirs", CASES[f"{kind}, large-like"])
-    backbone = read_saved(tmp_path / "theirs")
-    assert backbone is not None and backbone.transformers_config is None
-    assert backbone.labels == tuple(LABELS)
-    loaded = load_for_inference(str(tmp_path / "theirs"))
+    with pytest.MonkeyPatch.context() as without:
+        without.setattr("audiocls.model.loading.load_stock", None)
+        without.setattr("audiocls.model.loading.stock_config_class", None)
+        loaded = load_for_inference(str(tmp_path / "theirs"))
+    assert loaded.backbone.labels == tuple(LABELS)
     save_model(loaded, tmp_path / "ours")
     again = AutoModelForAudioClassification.from_pretrained(tmp_path / "ours").eval()
     assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(again.state_dict())
@@ -343,12 +325,9 @@ def test_a_saved_config_keeps_what_decides_the_model(tmp_path: Path) -> None:
 def test_old_names_of_the_weight_norm_and_pickled_weights_are_taken_over(tmp_path: Path) -> None:
     """`weight_g` and `weight_v`, in a pytorch_model.bin: as facebook/wav2vec2-base is published."""
     theirs = save(tmp_path)
-    tensors = {
-        name.replace("parametrizations.weight.original0", "weight_g").replace(
-            "parametrizations.weight.original1", "weight_v"
-        ): tensor
-        for name, tensor in theirs.state_dict().items()
-    }
+    new, tensors = "parametrizations.weight.original", theirs.state_dict()
+    for name in [name for name in tensors if new in name]:
+        tensors[name.replace(f"{new}0", "weight_g").replace(f"{new}1", "weight_v")] = tensors.pop(name)
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     loaded = load_for_inference(str(tmp_path))
@@ -385,42 +364,72 @@ def test_a_config_outside_what_it_knows_runs_transformers_own_model(
     config = AutoConfig.for_model(**values)
     AutoModelForAudioClassification.from_config(config).save_pretrained(tmp_path)
     Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    assert read_saved(tmp_path) is None
     loaded = load_for_training(open_backbone(str(tmp_path)), LABELS, seed=0)
     assert loaded.backbone.forward_pass == "transformers" and not loaded.padding_invariant
     assert loaded.model(torch.randn(1, 8_000)).shape == (1, 5)
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "outcome"),
     [
-        {"architectures": ["HubertForSequenceClassification"]},
-        {"architectures": "Wav2Vec2ForSequenceClassification"},
-        {"hidden_act": "gelu_new"},
-        {"hidden_dropout": "0.1"},
-        {"num_attention_heads": 0},
-        {"adapter_attn_dim": 0},
-        {"problem_type": "guess"},
-        {"conv_dim": [16] * 6},
-        {"conv_dim": [0] * 7},
-        {"conv_dim": 16},
-        {"hidden_size": 64},
-        {"id2label": None},
+        ({"architectures": ["HubertForSequenceClassification"]}, "audiocls"),
+        ({"architectures": "Wav2Vec2ForSequenceClassification"}, "audiocls"),
+        ({"hidden_act": "gelu_new"}, "transformers"),
+        ({"hidden_dropout": "0.1"}, "hidden_dropout"),
+        ({"num_attention_heads": 0}, "could not be loaded"),
+        ({"adapter_attn_dim": 0}, "transformers"),
+        ({"problem_type": "guess"}, "audiocls"),
+        ({"conv_dim": [16] * 6}, "could not be loaded"),
+        ({"conv_dim": [0] * 7}, "could not be loaded"),
+        ({"conv_dim": 16}, "conv_dim"),
+        ({"hidden_size": 64}, "do not fit"),
+        ({"id2label": None}, "id2label"),
+        ({"model_type": None}, "is a None, not one that classifies audio"),
+        ({"feat_proj_layer_norm": False}, "audiocls"),  # a field of HuBERT's config
+        ({"num_buckets": -1}, "audiocls"),  # and one of WavLM's
     ],
     ids=str,
 )
-def test_what_it_does_not_know_is_left_to_transformers(change: dict[str, Any], tmp_path: Path) -> None:
-    save(tmp_path)
+def test_what_it_does_not_know_is_left_to_transformers(
+    change: dict[str, Any], outcome: str, tmp_path: Path
+) -> None:
+    """Whose forward pass then runs, or what transformers, or the comparison with the files, says."""
+    theirs = save(tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert read_saved(tmp_path) is None
+    if outcome not in ("audiocls", "transformers"):
+        with pytest.raises(UserError, match=outcome):
+            load_for_inference(str(tmp_path))
+        return
+    loaded = load_for_inference(str(tmp_path))
+    assert loaded.backbone.forward_pass == outcome
+    assert loaded.backbone.labels == tuple(LABELS)
+    if outcome == "audiocls":
+        waveform = torch.randn(1, 8_000)
+        with torch.no_grad():
+            expected = theirs.eval()(waveform).logits
+            torch.testing.assert_close(loaded.model(waveform), expected, rtol=0, atol=1e-6)
 
 
-def test_a_missing_or_broken_file_is_left_to_transformers(tmp_path: Path) -> None:
-    assert read_saved(tmp_path / "nothing") is None
+def test_a_missing_or_broken_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no folder"):
+        load_for_inference(str(tmp_path / "nothing"))
     save(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
-    assert read_saved(tmp_path) is None
+    with pytest.raises(UserError, match="does not hold tensors alone"):
+        load_for_inference(str(tmp_path))
+
+
+def test_the_weights_of_a_sum_of_layers_are_even_where_the_files_have_none(tmp_path: Path) -> None:
+    """transformers leaves them uninitialised."""
+    save(tmp_path, CASES["wav2vec2, weighted sum"])
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["layer_weights"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    for stock in (False, True):
+        loaded = load_for_training(open_backbone(str(tmp_path), stock=stock), LABELS, seed=0)
+        weights = loaded.model.state_dict()
+        torch.testing.assert_close(weights["layer_weights"], torch.full((3,), 1 / 3))
 
 
 def test_another_head_is_put_on_a_saved_model_of_other_labels(tmp_path: Path) -> None:
@@ -430,9 +439,8 @@ def test_another_head_is_put_on_a_saved_model_of_other_labels(tmp_path: Path) ->
     assert weights["classifier.weight"].shape == (2, 24)
     assert 0.01 < weights["classifier.weight"].std() < 0.03  # transformers' initializer_range is 0.02
     assert not weights["classifier.bias"].any()
-    assert all(
-        torch.equal(weights[name], saved[name]) for name in weights if not name.startswith("classifier.")
-    )
+    unchanged = [name for name in weights if not name.startswith("classifier.")]
+    assert all(torch.equal(weights[name], saved[name]) for name in unchanged)
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
@@ -449,10 +457,8 @@ def test_models_of_one_backbone_share_no_weights(tmp_path: Path) -> None:
 
 def test_weights_that_lie_in_another_order_are_saved(tmp_path: Path) -> None:
     theirs = save(tmp_path)
-    tensors = {
-        name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
-        for name, tensor in theirs.state_dict().items()
-    }
+    tensors = theirs.state_dict()
+    tensors |= {name: tensor.mT.contiguous().mT for name, tensor in tensors.items() if tensor.ndim > 1}
     (tmp_path / "model.safetensors").unlink()
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     save_model(load_for_inference(str(tmp_path)), tmp_path / "again")
@@ -488,25 +494,22 @@ def test_tiny_has_the_same_weights_in_either_forward_pass() -> None:
     ours, stock = (load_for_training(open_backbone("tiny", stock=s), LABELS, seed=3) for s in (False, True))
     waveform = torch.randn(1, 8_000)
     with torch.no_grad():
-        torch.testing.assert_close(
-            ours.model.eval()(waveform), stock.model.eval()(waveform), rtol=0, atol=1e-6
-        )
+        logits = [loaded.model.eval()(waveform) for loaded in (ours, stock)]
+        torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
 
 
+TRAINING = (
+    "from audiocls.model.loading import load_for_training, open_backbone\n"
+    "print(load_for_training(open_backbone({name!r}), ['a', 'b'], seed=0).backbone.labels)\n"
+)
 PROGRAMS = {
     "classifying": (
         "from audiocls import Classifier; import numpy as np\n"
         "classifier = Classifier.from_pretrained({folder!r}, device='cpu')\n"
         "print(classifier(np.random.randn(16_000).astype('float32'), sampling_rate=16_000)[0].label)\n"
     ),
-    "training tiny": (
-        "from audiocls.model.backbone import load_for_training, open_backbone\n"
-        "print(load_for_training(open_backbone('tiny'), ['a', 'b'], seed=0).backbone.labels)\n"
-    ),
-    "training on": (
-        "from audiocls.model.backbone import load_for_training, open_backbone\n"
-        "print(load_for_training(open_backbone({folder!r}), ['a', 'b'], seed=0).backbone.labels)\n"
-    ),
+    "training tiny": TRAINING.replace("{name!r}", "'tiny'"),
+    "training on": TRAINING.replace("name", "folder"),
 }
 
 
@@ -517,14 +520,3 @@ def test_tiny_and_saved_models_need_no_transformers(program: str, tmp_path: Path
     code = "import sys\n" + program.format(folder=str(tmp_path)) + unwanted
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[1] == "[]"
-
-
-def test_transformers_own_model_runs_on_request_and_agrees(tmp_path: Path) -> None:
-    save(tmp_path)
-    ours, stock = (load_for_inference(str(tmp_path), stock=stock) for stock in (False, True))
-    assert (ours.backbone.forward_pass, stock.backbone.forward_pass) == ("audiocls", "transformers")
-    waveform = torch.randn(1, 8_000)
-    with torch.no_grad():
-        torch.testing.assert_close(ours.model(waveform), stock.model(waveform), rtol=0, atol=1e-6)
-    for loaded in (ours, stock):
-        assert isinstance(loaded, LoadedModel)

@@ -11,7 +11,7 @@ from architectures import fine_tuned
 from test_architectures import LABELS, waveforms
 
 from audiocls.config import EXPORT_SUFFIXES
-from audiocls.data.loader import Example
+from audiocls.data.collators import Example
 from audiocls.errors import UserError
 from audiocls.inference import export as export_module
 from audiocls.inference.classifier import Classifier
@@ -54,17 +54,14 @@ def run_onnx(path: Path, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_the_file_gives_the_model_s_logits_for_any_batch_and_length(
     name: str, format: str, run: Callable, tmp_path: Path
 ) -> None:
-    if format == "onnx":
-        for package in export_module.ONNX_PACKAGES:
-            pytest.importorskip(package)
+    for package in export_module.ONNX_PACKAGES if format == "onnx" else ():
+        pytest.importorskip(package)
     classifier = classifier_of(name)
     path = tmp_path / f"model{EXPORT_SUFFIXES[format]}"
     assert "within" in export(classifier, format, str(path))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     for lengths in ((12_345,), (8_000, 30_000, 16_000)):
-        clips = (
-            waveforms(*lengths) if classifier.padding_invariant else waveforms(*lengths[:1] * len(lengths))
-        )
+        clips = waveforms(*(lengths if classifier.padding_invariant else lengths[:1] * len(lengths)))
         inputs = classifier.collate([Example(clip) for clip in clips]).inputs
         with torch.inference_mode():
             expected = classifier.model(**inputs)
@@ -95,9 +92,8 @@ def test_a_reader_with_only_numpy_and_the_file_scores_as_the_classifier_does(tmp
     logits = model(torch.from_numpy(values), torch.from_numpy(mask))
     predictions = classifier(clips, sampling_rate=about["sampling_rate"], top_k=3)
     for scores, prediction in zip(logits.softmax(-1).tolist(), predictions, strict=True):
-        assert dict(zip(about["labels"], scores, strict=True)) == pytest.approx(
-            dict(prediction.scores), abs=1e-5
-        )
+        found = dict(zip(about["labels"], scores, strict=True))
+        assert found == pytest.approx(dict(prediction.scores), abs=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -119,9 +115,8 @@ def test_what_cannot_be_exported_is_one_line_that_names_the_other_format(
         raise AssertionError("guard failed:\nbatch != 1")
 
     monkeypatch.setattr(export_module, "write_torch", fail)
-    with pytest.raises(
-        UserError, match=r"A wavlm has no torch export.*--export onnx.*guard failed"
-    ) as raised:
+    says = r"A wavlm has no torch export.*--export onnx.*guard failed"
+    with pytest.raises(UserError, match=says) as raised:
         export(classifier_of("wavlm"), "torch", str(tmp_path / "model.pt2"))
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 from architectures import fine_tuned
 from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_wav
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 from test_architectures import spread_logits
 
+from audiocls.inference.classifier import Classifier
 from audiocls.model.files import save_model
 
 
@@ -27,16 +30,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_list_on_standard_input_is_answered_as_it_comes(model: Path, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "a b.wav", seconds=0.5)
-    command = [
-        sys.executable,
-        str(ROOT / "infer.py"),
-        str(model),
-        "-",
-        "--format",
-        "jsonl",
-        "--device",
-        "cpu",
-    ]
+    flags = "- --format jsonl --device cpu".split()
+    command = [sys.executable, str(ROOT / "infer.py"), str(model), *flags]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None
         for name, key in ((path, "label"), (tmp_path / "none.wav", "error"), (path, "label")):
@@ -48,11 +43,15 @@ def test_a_list_on_standard_input_is_answered_as_it_comes(model: Path, tmp_path:
         assert process.wait(60) == 3
 
 
-def test_a_labelled_data_set_is_scored_and_what_cannot_be_is_named(model: Path, tmp_path: Path) -> None:
+# Two windows often vote for two labels: a tie.
+@pytest.mark.parametrize("options", [[], ["--aggregate", "vote", "--top-k", "1"]])
+def test_a_labelled_data_set_is_scored_and_what_cannot_be_is_named(
+    options: list[str], model: Path, tmp_path: Path
+) -> None:
     folder = write_class_folders(tmp_path / "clips", {"a": 4, "b": 3, "c": 3, "unknown": 2}, seconds=0.3)
     (folder / "a" / "bad.wav").write_text("no sound")
     arguments = ["--dataset", str(folder), "--output", str(tmp_path / "out.jsonl"), "--format", "jsonl"]
-    done = run_script("infer.py", str(model), *arguments, "--window", "0.2")
+    done = run_script("infer.py", str(model), *arguments, "--window", "0.2", *options)
     assert (done.returncode, done.stdout) == (3, ""), done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     clips = [line for line in lines if "start" not in line]
@@ -60,13 +59,26 @@ def test_a_labelled_data_set_is_scored_and_what_cannot_be_is_named(model: Path, 
     scored = [line for line in clips if line["true_label"] in "abc" and "label" in line]
     true, predicted = [line["true_label"] for line in scored], [line["label"] for line in scored]
     assert len(scored) == 10
+    assert {len(line["scores"]) for line in lines if "scores" in line} == {1 if "--top-k" in options else 3}
     said = done.stderr
+    accuracy, balanced = accuracy_score(true, predicted), balanced_accuracy_score(true, predicted)
     f1 = f1_score(true, predicted, average="macro")
-    assert f"accuracy {accuracy_score(true, predicted):.4f}, macro-F1 {f1:.4f} on 10 clips" in said
+    scores = f"accuracy {accuracy:.4f}, macro F1 {f1:.4f}, balanced accuracy {balanced:.4f} on 10 clips\n"
+    assert scores in said
     matrix = [line.replace(".", "0").split()[2:] for line in said.splitlines()[-4:-1]]
     assert [list(map(int, row)) for row in matrix] == confusion_matrix(true, predicted).tolist()
     assert "no such label: 2\n" in said and "unknown/00.wav" in said.replace("\\", "/")
     assert "cannot be used: 1\n" in said and "1 of 13 inputs were refused" in said
+
+
+def test_equal_scores_come_in_the_order_of_the_labels_however_many_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier = Classifier(fine_tuned("wav2vec2", "abcdefgh"), torch.device("cpu"))
+    monkeypatch.setattr(classifier, "as_scores", lambda logits: torch.full_like(logits, 1 / 8))
+    for top_k in (1, 2, 8):
+        (prediction,) = classifier(np.ones(16_000, np.float32), sampling_rate=16_000, top_k=top_k)
+        assert [label for label, _ in prediction.scores] == list("abcdefgh")[:top_k]
 
 
 def test_flags_may_stand_between_inputs_and_what_does_not_fit_is_said(model: Path, tmp_path: Path) -> None:

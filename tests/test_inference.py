@@ -16,7 +16,7 @@ from transformers import pipeline
 
 from audiocls import Classifier
 from audiocls.data.clips import Clip, FileAudio
-from audiocls.data.loader import Example
+from audiocls.data.collators import Example
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.inference.classifier import POOL_BATCHES, model_folder
 from audiocls.inference.recordings import as_float
@@ -54,25 +54,11 @@ def test_files_score_as_in_the_pipeline_in_any_order_and_batch(model: Path, file
             expected = theirs({"raw": samples, "sampling_rate": rate}, top_k=3)
             assert prediction.path == str(path)
             assert [label for label, _ in prediction.scores] == [one["label"] for one in expected]
-            assert [score for _, score in prediction.scores] == pytest.approx(
-                [one["score"] for one in expected], abs=1e-5
-            )
+            scores = [score for _, score in prediction.scores]
+            assert scores == pytest.approx([one["score"] for one in expected], abs=1e-5)
 
 
-def test_waveforms_need_their_rate_and_give_the_scores_of_their_file(model: Path, files: list[Path]) -> None:
-    classifier = Classifier.from_pretrained(str(model))
-    samples, rate = soundfile.read(files[0])  # float64
-    (from_file,) = classifier([files[0]])
-    (from_array,) = classifier([samples], sampling_rate=rate)
-    (from_stereo,) = classifier([np.stack([samples, samples], axis=1)], sampling_rate=rate)
-    assert dict(from_array.scores) == pytest.approx(dict(from_file.scores))
-    assert from_stereo.scores == from_array.scores
-    assert (from_array.label, from_array.score) == from_array.scores[0]
-    with pytest.raises(UserError, match="sampling_rate="):
-        classifier([samples])
-
-
-def test_max_seconds_hears_the_beginning_only(model: Path, files: list[Path], tmp_path: Path) -> None:
+def test_max_seconds_takes_the_beginning_only(model: Path, files: list[Path], tmp_path: Path) -> None:
     samples, rate = soundfile.read(files[1], dtype="float32")
     soundfile.write(tmp_path / "cut.wav", samples[: rate // 2], rate, subtype="FLOAT")
     classifier = Classifier.from_pretrained(model)
@@ -134,15 +120,20 @@ def test_a_backbone_without_a_head_is_no_classifier(tmp_path: Path) -> None:
         Classifier.from_pretrained(tmp_path)
 
 
-def test_one_recording_is_as_good_as_a_list_of_one(model: Path, files: list[Path]) -> None:
-    classifier = Classifier.from_pretrained(model)
+def test_one_recording_is_as_good_as_a_list_of_one_and_a_waveform_needs_its_rate(
+    model: Path, files: list[Path]
+) -> None:
+    classifier = Classifier.from_pretrained(str(model))
     samples, rate = soundfile.read(files[0], dtype="float32")
-    expected = classifier([files[0]])[0].scores
+    (expected,) = classifier([files[0]])
+    assert (expected.label, expected.score) == expected.scores[0]
     for one in (str(files[0]), files[0]):
-        assert [prediction.scores for prediction in classifier(one)] == [expected]
-    for one in (samples, torch.from_numpy(samples)):
+        assert [prediction.scores for prediction in classifier(one)] == [expected.scores]
+    for one in (samples, torch.from_numpy(samples), np.stack([samples, samples], axis=1)):
         (prediction,) = classifier(one, sampling_rate=rate)
-        assert dict(prediction.scores) == pytest.approx(dict(expected))
+        assert dict(prediction.scores) == pytest.approx(dict(expected.scores))
+        with pytest.raises(UserError, match="sampling_rate="):
+            classifier([one])
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"batch_size": 0}, {"max_seconds": 0.0}])
@@ -192,7 +183,7 @@ def test_waveforms_of_every_kind_score_as_the_file_they_came_from(model: Path, t
     for kind in [*kinds, (tmp_path / "a.wav").read_bytes()]:
         (prediction,) = classifier(kind, sampling_rate=16_000)
         assert dict(prediction.scores) == pytest.approx(dict(expected.scores), abs=1e-6)
-    loudness = as_float(samples["int16"])  # models that do not normalise hear it
+    loudness = as_float(samples["int16"])  # it counts for models that do not normalise
     np.testing.assert_array_equal(loudness, samples["float64"].astype(np.float32))
 
 

@@ -105,9 +105,8 @@ def test_long_convolutions_give_torchs_values_and_gradients(
         inputs = torch.randn(5, 32, frames, requires_grad=True)
         results = []
         for output in (long_convolution(inputs, conv), conv(inputs)):
-            results.append(
-                (output, *torch.autograd.grad(output.square().sum(), (inputs, *conv.parameters())))
-            )
+            gradients = torch.autograd.grad(output.square().sum(), (inputs, *conv.parameters()))
+            results.append((output, *gradients))
         for one, other in zip(*results, strict=True):
             # Relative to the largest value: a transform's error is spread over all of them.
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())

@@ -6,8 +6,8 @@ import pytest
 from architectures import save_backbone
 from data_helpers import ROOT, run_script, write_wav
 
-from audiocls.model.backbone import load_for_training, open_backbone
 from audiocls.model.files import save_model
+from audiocls.model.loading import load_for_training, open_backbone
 
 LEAN = "import sys\nfrom audiocls.lean_torch import complete_torch, import_lean_torch\nimport_lean_torch()\n"
 USE = """
@@ -27,9 +27,8 @@ def test_a_completed_torch_exports_and_knows_shapes(program: str) -> None:
 
 
 def test_it_leaves_out_what_only_compiling_needs() -> None:
-    finished = run_script(
-        "-c", f"{LEAN}print({{'torch._refs', 'torch._decomp', 'sympy'}} & set(sys.modules))"
-    )
+    code = "print({'torch._refs', 'torch._decomp', 'sympy'} & set(sys.modules))"
+    finished = run_script("-c", LEAN + code)
     assert (finished.returncode, finished.stdout.strip()) == (0, "set()"), finished.stderr
 
 
@@ -40,9 +39,7 @@ def test_infer_classifies_and_exports(architecture: str, tmp_path: Path) -> None
     save_model(load_for_training(backbone, ["a", "b"], seed=0), tmp_path / "model")
     write_wav(tmp_path / "one.wav")
     script, model = str(ROOT / "infer.py"), str(tmp_path / "model")
-    for arguments in (
-        [str(tmp_path / "one.wav")],
-        ["--export", "torch", "--output", str(tmp_path / "m.pt2")],
-    ):
+    export = ["--export", "torch", "--output", str(tmp_path / "m.pt2")]
+    for arguments in ([str(tmp_path / "one.wav")], export):
         finished = run_script(script, model, *arguments, timeout=120)
         assert finished.returncode == 0, finished.stderr

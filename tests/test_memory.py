@@ -11,11 +11,14 @@ from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.errors import OutOfMemory, UserError, out_of_memory_explained
 from audiocls.flags import parse_train
-from audiocls.model.loaded import LoadedModel
+from audiocls.model.backbone import LoadedModel
 from audiocls.training import memory
 from audiocls.training.memory import advice, fit_batch_size, fits, smaller_work
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+FP32 = TrainConfig(precision="fp32")
+MakeData = Callable[..., RunData]
+MakeModel = Callable[..., LoadedModel]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_step_may_be_given_as_clips_and_auto_keeps_the_guides() -> None:
         parse_train(["--batch-size", "large"])
 
 
-def test_auto_needs_a_gpu(run_data: Callable[..., RunData], build_model: Callable[..., LoadedModel]) -> None:
+def test_auto_needs_a_gpu(run_data: MakeData, build_model: MakeModel) -> None:
     config = TrainConfig(batch_size="auto")
     with pytest.raises(UserError, match="on cpu, give a number"):
         fit_batch_size(config, build_model(), run_data(12).train, CPU)
@@ -77,14 +80,15 @@ def test_auto_needs_a_gpu(run_data: Callable[..., RunData], build_model: Callabl
 
 
 @pytest.fixture
-def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """gpu_of(n): a GPU with room for n clips, as far as memory.py can tell; returns what is tried."""
+def gpu_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, LoadedModel], list[int]]:
+    """gpu_for(n, loaded): a GPU with room for n clips, for all memory.py can tell; returns what it tries."""
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=2))
+    monkeypatch.setattr(memory, "fits", lambda size, config, *rest: fits(size, FP32, *rest[:2], CPU))
 
-    def make(most: int) -> list[int]:
+    def make(most: int, loaded: LoadedModel) -> list[int]:
         tried: list[int] = []
 
         def hook(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
@@ -92,50 +96,35 @@ def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
             if tried[-1] > most:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
 
-        monkeypatch.setattr(
-            memory, "fits", lambda size, config, loaded, clips, device: fits_on_cpu(size, loaded)
-        )
-        fits_on_cpu.hook = hook  # type: ignore[attr-defined]
+        loaded.model.register_forward_pre_hook(hook, with_kwargs=True)
         return tried
 
-    def fits_on_cpu(size: int, loaded: LoadedModel) -> bool:
-        handle = loaded.model.register_forward_pre_hook(fits_on_cpu.hook, with_kwargs=True)  # type: ignore
-        try:
-            return fits(size, TrainConfig(precision="fp32"), loaded, fits_on_cpu.clips, CPU)  # type: ignore
-        finally:
-            handle.remove()
-
-    make.set_clips = lambda clips: setattr(fits_on_cpu, "clips", clips)  # type: ignore[attr-defined]
     return make
+
+
+GpuFor = Callable[[int, LoadedModel], list[int]]
 
 
 @pytest.mark.parametrize(
     ("room", "found", "tried"), [(100, 20, [20]), (7, 5, [20, 10, 5]), (1, 1, [20, 10, 5, 3, 2, 1])]
 )
 def test_auto_halves_until_the_longest_clips_fit_and_keeps_the_step(
-    room: int,
-    found: int,
-    tried: list[int],
-    gpu_of: Any,
-    run_data: Callable[..., RunData],
-    build_model: Callable[..., LoadedModel],
+    room: int, found: int, tried: list[int], gpu_for: GpuFor, run_data: MakeData, build_model: MakeModel
 ) -> None:
     data, loaded = run_data(40), build_model()
-    gpu_of.set_clips(data.train)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
-    seen = gpu_of(room)
+    seen = gpu_for(room, loaded)
     config = TrainConfig(batch_size="auto", global_batch_size=20)
-    fitted = fit_batch_size(config, loaded, data.train, torch.device("cuda"))
+    fitted = fit_batch_size(config, loaded, data.train, CUDA)
     assert (fitted.batch_size, fitted.clips_per_step, seen) == (found, 20, tried)
     assert all(torch.equal(before[name], tensor) for name, tensor in loaded.model.state_dict().items())
     assert all(parameter.grad is None for parameter in loaded.model.parameters())
 
 
 def test_auto_gives_up_where_one_clip_is_too_much(
-    gpu_of: Any, run_data: Callable[..., RunData], build_model: Callable[..., LoadedModel]
+    gpu_for: GpuFor, run_data: MakeData, build_model: MakeModel
 ) -> None:
-    data = run_data(12)
-    gpu_of.set_clips(data.train)
-    gpu_of(0)
+    loaded = build_model()
+    gpu_for(0, loaded)
     with pytest.raises(OutOfMemory, match="Not even one clip fits"):
-        fit_batch_size(TrainConfig(batch_size="auto"), build_model(), data.train, torch.device("cuda"))
+        fit_batch_size(TrainConfig(batch_size="auto"), loaded, run_data(12).train, CUDA)

@@ -1,19 +1,27 @@
-"""Scores from counts, against scikit-learn."""
+"""Scores from labels and probabilities, against scikit-learn."""
+
+from functools import partial
 
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from audiocls.metrics import (
-    accuracy,
-    calibration,
-    confusion_matrix,
-    macro_f1,
-    per_class,
-    wilson_interval,
-)
+from audiocls.metrics import all_scores, calibration, confusion_matrix, per_class, wilson_interval
+
+THEIRS = {
+    "accuracy": sklearn_metrics.accuracy_score,
+    "macro_f1": partial(sklearn_metrics.f1_score, average="macro", zero_division=0),
+    "balanced_accuracy": sklearn_metrics.balanced_accuracy_score,
+}
 
 
+def certain(predictions: list[int], num_labels: int) -> np.ndarray:
+    """float64 [clips, labels]: each clip is surely what it is taken for."""
+    return np.eye(num_labels)[predictions]
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true:UserWarning")
+@pytest.mark.filterwarnings("ignore:A single label was found:UserWarning")
 @pytest.mark.parametrize("seed", range(40))
 def test_scores_are_those_of_scikit_learn(seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -25,15 +33,16 @@ def test_scores_are_those_of_scikit_learn(seed: int) -> None:
     predictions = np.where(
         generator.random(len(labels)) < 0.5, labels, generator.choice(guessed, len(labels))
     )
+    probabilities = generator.random((len(labels), num_labels))
+    probabilities[np.arange(len(labels)), predictions] += 1
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
 
-    confusion = confusion_matrix(labels, predictions, num_labels)
+    confusion = confusion_matrix(labels, probabilities)
     np.testing.assert_array_equal(
         confusion, sklearn_metrics.confusion_matrix(labels, predictions, labels=range(num_labels))
     )
-    assert accuracy(confusion) == pytest.approx(sklearn_metrics.accuracy_score(labels, predictions))
-    assert macro_f1(confusion) == pytest.approx(
-        sklearn_metrics.f1_score(labels, predictions, average="macro", zero_division=0)
-    )
+    expected = {name: score(labels, predictions) for name, score in THEIRS.items()}
+    assert all_scores(labels, probabilities) == pytest.approx(expected)
     theirs = sklearn_metrics.precision_recall_fscore_support(
         labels, predictions, labels=range(num_labels), zero_division=0
     )
@@ -42,20 +51,11 @@ def test_scores_are_those_of_scikit_learn(seed: int) -> None:
 
 def test_scores_by_hand() -> None:
     # Two of three zeros found, the one taken for a 1; the only 1 found; label 2 plays no part.
-    confusion = confusion_matrix(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), 3)
-    assert confusion.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    assert accuracy(confusion) == 3 / 4
-    assert macro_f1(confusion) == pytest.approx((4 / 5 + 2 / 3) / 2)
-
-
-def test_a_label_that_is_only_predicted_counts_as_zero() -> None:
-    assert macro_f1(confusion_matrix(np.array([0, 0]), np.array([0, 1]), 2)) == pytest.approx((2 / 3 + 0) / 2)
-
-
-@pytest.mark.parametrize(("predicted", "score"), [(0, 1.0), (1, 0.0)])
-def test_all_right_is_one_and_all_wrong_is_zero(predicted: int, score: float) -> None:
-    confusion = confusion_matrix(np.zeros(5, int), np.full(5, predicted), 2)
-    assert (accuracy(confusion), macro_f1(confusion)) == (score, score)
+    labels, probabilities = np.array([0, 0, 0, 1]), certain([0, 0, 1, 1], 3)
+    assert confusion_matrix(labels, probabilities).tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert all_scores(labels, probabilities) == pytest.approx(
+        {"accuracy": 3 / 4, "macro_f1": (4 / 5 + 2 / 3) / 2, "balanced_accuracy": (2 / 3 + 1) / 2}
+    )
 
 
 @pytest.mark.parametrize(

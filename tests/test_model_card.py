@@ -15,8 +15,8 @@ from huggingface_hub import ModelCard
 from report_helpers import HOSTILE, write_run_folder
 from sklearn import metrics as sklearn_metrics
 
+from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
-from audiocls.model.loaded import LoadedModel
 from audiocls.reporting.model_card import model_card, write_model_card
 from audiocls.reporting.results import read_run
 from audiocls.storage import complete_folder, damage
@@ -43,6 +43,12 @@ def test_the_hub_reads_the_metrics_that_scikit_learn_gives(tmp_path: Path) -> No
     assert results["accuracy"].metric_value == pytest.approx(accuracy, abs=1e-6)
     macro_f1 = sklearn_metrics.f1_score(true, predicted, average="macro")
     assert results["f1"].metric_value == pytest.approx(macro_f1, abs=1e-6)
+    balanced = sklearn_metrics.balanced_accuracy_score(true, predicted)
+    assert results["balanced_accuracy"].metric_value == pytest.approx(balanced, abs=1e-6)
+    assert data["metrics"] == list(results) == ["accuracy", "f1", "balanced_accuracy"]
+    interval = r"\(95% interval 0\.\d{4} to 0\.\d{4}\)"
+    scores = f"accuracy {accuracy:.4f} {interval}, macro F1 {macro_f1:.4f}, balanced accuracy {balanced:.4f}"
+    assert re.search(f"{scores}, ", card.text)
     assert {result.dataset_split for result in results.values()} == {"test"}
     columns = sklearn_metrics.precision_recall_fscore_support(true, predicted, zero_division=0)
     for label, precision, recall, f1, support in zip("abcdefgh", *columns, strict=True):
@@ -94,9 +100,8 @@ def test_the_card_is_no_damage_to_the_model(tmp_path: Path) -> None:
     write_model_card(folder)
     assert damage(folder / "best") is None
     assert (folder / "best" / "README.md").read_text(encoding="utf-8") == model_card(folder)
-    assert {path.name for path in (folder / "best").iterdir()} == {
-        *("README.md", "config.json", "manifest.json")
-    }
+    names = {path.name for path in (folder / "best").iterdir()}
+    assert names == {"README.md", "config.json", "checksums.json"}
 
 
 def test_the_snippet_runs_and_gives_the_classes(

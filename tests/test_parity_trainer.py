@@ -12,22 +12,23 @@ the clips here fill every micro-batch, and leave some steps with fewer of those.
 Weight decay is compared without SpecAugment, whose one vector (`masked_spec_embed`) the Trainer decays.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Run, collator
+from conftest import Lab, collator
 from transformers import Trainer, TrainingArguments
 
 from audiocls.data.batch_plan import BatchPlan
 from audiocls.data.prepare import RunData
-from audiocls.model.loaded import LoadedModel
+from audiocls.model.backbone import LoadedModel
 
 BATCH_SIZE = 3  # not a power of two, so that divisions round
 EPOCHS = 4
 SEED = 42
+OURS = {"batch_size": BATCH_SIZE, "epochs": EPOCHS, "bucket": False}
 
 # float32 has 7 digits, the losses are near 1, and the two sum and divide them in another order. A wrong
 # divisor, order, schedule or clipping shows in the third digit.
@@ -115,29 +116,16 @@ def run_trainer(
     ],
 )
 def test_losses_and_weights_are_the_trainers(
-    accumulation: int,
-    num_clips: int,
-    weight_decay: float,
-    run_data: Callable[..., RunData],
-    spread_model: Callable[..., LoadedModel],
-    train_in: Callable[..., Run],
-    tmp_path: Path,
+    accumulation: int, num_clips: int, weight_decay: float, lab: Lab
 ) -> None:
-    data = run_data(num_clips)
-    settings = {
-        "learning_rate": 1e-3,
-        "weight_decay": weight_decay,
-        "gradient_accumulation_steps": accumulation,
-        "seed": SEED,
-    }
-    theirs = run_trainer(tmp_path / "theirs", spread_model(data, stock=True), data, **settings)
-    before = spread_model(data)
+    data = lab.data(num_clips)
+    settings = {"learning_rate": 1e-3, "weight_decay": weight_decay, "seed": SEED}
+    settings |= {"gradient_accumulation_steps": accumulation}
+    steps, weights = run_trainer(lab.folder / "theirs", lab.spread(data, stock=True), data, **settings)
+    before = lab.spread(data)
     start = {name: tensor.clone() for name, tensor in before.model.state_dict().items()}
-    ours = train_in(
-        tmp_path / "ours", before, data, batch_size=BATCH_SIZE, epochs=EPOCHS, bucket=False, **settings
-    )
+    ours = lab.train("ours", before, data, batch_size=BATCH_SIZE, epochs=EPOCHS, bucket=False, **settings)
 
-    steps, weights = theirs
     records = ours.records("train")
     assert [record["step"] for record in records] == [entry["step"] for entry in steps]
     for key in ("loss", "learning_rate", "grad_norm"):
@@ -151,28 +139,15 @@ def test_losses_and_weights_are_the_trainers(
     assert max((ours.weights[name] - tensor).abs().max().item() for name, tensor in start.items()) > 1e-3
 
 
-def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_asked_for(
-    run_data: Callable[..., RunData],
-    spread_model: Callable[..., LoadedModel],
-    train_in: Callable[..., Run],
-    tmp_path: Path,
-) -> None:
+def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_asked_for(lab: Lab) -> None:
     """`--backbone transformers --no-bucket`: zeros beside a clip change its logits, here as there."""
-    data = run_data(24, samples=(400, 1_600))
+    data = lab.data(24, samples=(400, 1_600))
     settings = {"learning_rate": 1e-3, "gradient_accumulation_steps": 2, "seed": SEED}
-    steps, weights = run_trainer(tmp_path / "theirs", spread_model(data, stock=True), data, **settings)
+    steps, weights = run_trainer(lab.folder / "theirs", lab.spread(data, stock=True), data, **settings)
     losses = {}
     for stock in (True, False):
-        ours = train_in(
-            tmp_path / str(stock),
-            spread_model(data, stock=stock),
-            data,
-            batch_size=BATCH_SIZE,
-            epochs=EPOCHS,
-            bucket=False,
-            **settings,
-        )
-        losses[stock] = [record["loss"] for record in ours.records("train")]
+        ours = lab.train(str(stock), lab.spread(data, stock=stock), data, **OURS, **settings)
+        losses[stock] = ours.logged("train", "loss")
         if stock:
             for name, tensor in ours.weights.items():
                 torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=name)
@@ -182,17 +157,15 @@ def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_aske
 
 
 def test_without_the_restored_division_the_trainers_loss_and_gradient_are_four_times_too_large(
-    run_data: Callable[..., RunData],
-    spread_model: Callable[..., LoadedModel],
-    tmp_path: Path,
+    lab: Lab,
 ) -> None:
     """Why `loss_is_scaled_for_ga = False` stands above. Fails once transformers issue 47688 is fixed."""
-    data = run_data(4 * BATCH_SIZE)
+    data = lab.data(4 * BATCH_SIZE)
 
     def first_step(name: str, with_division: bool) -> dict[str, float]:
         settings = {"gradient_accumulation_steps": 4, "max_steps": 1, "seed": SEED}
-        loaded = spread_model(data, stock=True)
-        steps, _ = run_trainer(tmp_path / name, loaded, data, with_division=with_division, **settings)
+        loaded = lab.spread(data, stock=True)
+        steps, _ = run_trainer(lab.folder / name, loaded, data, with_division=with_division, **settings)
         return steps[0]
 
     divided, undivided = first_step("divided", True), first_step("undivided", False)

@@ -2,20 +2,16 @@
 
 import gzip
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Run
+from conftest import Lab, Run
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Wav2Vec2Config, Wav2Vec2ForSequenceClassification
 
-from audiocls.data.prepare import RunData
-from audiocls.model.loaded import LoadedModel
-from audiocls.reporting.flops import forward_flops, training_flops
-from audiocls.reporting.profiling import (
+from audiocls.log.flops import forward_flops, training_flops
+from audiocls.log.profiling import (
     STEP,
     Phases,
     StepFacts,
@@ -31,13 +27,8 @@ from audiocls.reporting.profiling import (
     "settings",
     [
         {},
-        {
-            "hidden_size": 96,
-            "num_attention_heads": 4,
-            "num_hidden_layers": 2,
-            "conv_dim": (64,) * 7,
-            "classifier_proj_size": 8,
-        },
+        {"hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
+        | {"conv_dim": (64,) * 7, "classifier_proj_size": 8},
     ],
     ids=["base", "small"],
 )
@@ -95,14 +86,9 @@ SETTINGS: dict[str, Any] = {"epochs": 4, "batch_size": 4, "gradient_accumulation
 
 
 @pytest.fixture
-def profiled(
-    tmp_path: Path,
-    run_data: Callable[..., RunData],
-    build_model: Callable[..., LoadedModel],
-    train_in: Callable[..., Run],
-) -> tuple[Run, StepProfiler]:
-    profiler = StepProfiler(tmp_path / "run" / "profile", torch.device("cpu"), "fp32", lambda seconds: 1e6)
-    return train_in(tmp_path / "run", build_model(), run_data(24), profiler=profiler, **SETTINGS), profiler
+def profiled(lab: Lab) -> tuple[Run, StepProfiler]:
+    profiler = StepProfiler(lab.folder / "run" / "profile", torch.device("cpu"), "fp32", lambda seconds: 1e6)
+    return lab.train("run", lab.build(), lab.data(24), profiler=profiler, **SETTINGS), profiler
 
 
 def test_the_trace_names_the_loops_phases(profiled: tuple[Run, StepProfiler]) -> None:
@@ -156,24 +142,13 @@ def test_a_parts_backward_pass_is_that_of_the_operations_in_its_range() -> None:
     assert parts["large"].backward_seconds > 5 * parts["small"].backward_seconds > 0
 
 
-def test_training_is_the_same_with_and_without(
-    profiled: tuple[Run, StepProfiler],
-    tmp_path: Path,
-    run_data: Callable[..., RunData],
-    build_model: Callable[..., LoadedModel],
-    train_in: Callable[..., Run],
-) -> None:
-    plain = train_in(tmp_path / "plain", build_model(), run_data(24), **SETTINGS)
+def test_training_is_the_same_with_and_without(profiled: tuple[Run, StepProfiler], lab: Lab) -> None:
+    plain = lab.train("plain", lab.build(), lab.data(24), **SETTINGS)
     assert all(torch.equal(profiled[0].weights[name], tensor) for name, tensor in plain.weights.items())
 
 
-def test_a_run_of_few_steps_ends_with_what_there_is(
-    tmp_path: Path,
-    run_data: Callable[..., RunData],
-    build_model: Callable[..., LoadedModel],
-    train_in: Callable[..., Run],
-) -> None:
-    profiler = StepProfiler(tmp_path / "run" / "profile", torch.device("cpu"), "fp32", lambda seconds: 0.0)
-    train_in(tmp_path / "run", build_model(), run_data(24), profiler=profiler, max_steps=3)
+def test_a_run_of_few_steps_ends_with_what_there_is(lab: Lab) -> None:
+    profiler = StepProfiler(lab.folder / "run" / "profile", torch.device("cpu"), "fp32", lambda seconds: 0.0)
+    lab.train("run", lab.build(), lab.data(24), profiler=profiler, max_steps=3)
     assert (profiler.folder / "trace.json.gz").exists()
     assert not (profiler.folder / "steps.json").exists()

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 from data_helpers import ROOT, assert_one_line_error, run_script
-from hub_uploads import UploadHub, serve_uploads
+from hub_uploads import UploadHub
 
 from audiocls.errors import UserError
-from audiocls.hub import check_login
-from audiocls.reporting.summary import say_push
+from audiocls.hub import check_login, say_push
 from audiocls.storage import complete_folder
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ PUSH = (
 
 @pytest.fixture
 def hub() -> Iterator[UploadHub]:
-    with serve_uploads() as server:
+    with UploadHub() as server:
         yield server
 
 

@@ -17,20 +17,23 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLING_RATE, Run
+from conftest import LABELS, SAMPLING_RATE, Lab
 from data_helpers import run_script
-from report_helpers import HOSTILE, write_run_folder
+from huggingface_hub import ModelCard
+from report_helpers import HOSTILE, as_lines, write_run_folder
 from sklearn import metrics as sklearn_metrics
 
 from audiocls.config import TrainConfig
+from audiocls.data.audit import audit
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
-from audiocls.model.loaded import LoadedModel
-from audiocls.reporting.audit import audit, keep_audit
-from audiocls.reporting.errors_heard import keep_worst_errors
+from audiocls.inference.classifier import Classifier
+from audiocls.inference.scoring import ScoredClips
+from audiocls.metrics import SCORES, Score
+from audiocls.reporting.audit import keep_audit
 from audiocls.reporting.report import report
 from audiocls.reporting.results import read_run, read_worst_errors
-from audiocls.reporting.wrap_up import wrap_up
+from audiocls.reporting.wrap_up import keep_worst_errors, say_end, wrap_up
 from audiocls.storage import damage
 from audiocls.training.run_folder import remove_run, write_run
 
@@ -39,6 +42,9 @@ MAY_STAND = set(
     "table tr th td figure figcaption details summary ul li span code audio svg g path "
     "defs use text clippath rect".split()
 )
+
+
+MakeData = Callable[..., RunData]
 
 
 class Page(HTMLParser):
@@ -59,8 +65,20 @@ class Page(HTMLParser):
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
+    def sounds(self) -> list[np.ndarray]:
+        """What its players play, float32 [samples] each, at the models' rate."""
+        sources = [str(player["src"]) for player in self.attributes("audio")]
+        flacs = [base64.b64decode(source.removeprefix("data:audio/flac;base64,")) for source in sources]
+        read = [soundfile.read(io.BytesIO(flac), dtype="float32") for flac in flacs]
+        assert {rate for _, rate in read} <= {SAMPLING_RATE}
+        return [sound for sound, _ in read]
 
-def test_no_label_and_no_path_can_act(run_data: Callable[..., RunData], tmp_path: Path) -> None:
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_no_label_and_no_path_can_act_and_nothing_is_loaded(run_data: MakeData, tmp_path: Path) -> None:
     paths = [HOSTILE[index % len(HOSTILE)] + str(index) for index in range(60)]
     folder = write_run_folder(tmp_path / "run", list(HOSTILE), paths=paths)
     run = json.loads((folder / "run.json").read_text())
@@ -85,12 +103,7 @@ def test_no_label_and_no_path_can_act(run_data: Callable[..., RunData], tmp_path
     for visible in (HOSTILE[0], HOSTILE[1], HOSTILE[2], HOSTILE[3], r"\x00\x07\x1b[31m", r"\u202ereversed"):
         assert visible in page.text
     assert "default-src 'none'" in str(page.attributes("meta"))
-
-
-def test_nothing_is_loaded_from_anywhere(tmp_path: Path) -> None:
-    html = report(write_run_folder(tmp_path / "run", ["a", "b"]))
-    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", html)
-    assert not re.findall(r"url\((?!#)|@import|<script|<link|<iframe", html)
+    assert not re.findall(r"url\((?!#)|@import", html)  # nothing is loaded from anywhere
 
 
 @pytest.mark.parametrize("num_labels", [2, 10, 100])
@@ -103,9 +116,10 @@ def test_scores_are_those_of_scikit_learn(num_labels: int, tmp_path: Path) -> No
     page = Page(report(folder))
     accuracy = sklearn_metrics.accuracy_score(true, predicted)
     macro_f1 = sklearn_metrics.f1_score(true, predicted, average="macro", zero_division=0)
+    balanced = sklearn_metrics.balanced_accuracy_score(true, predicted)
     cells = " ".join(page.text.split())
     assert f"accuracy {accuracy:.1%}" in cells
-    assert f"macro F1 {macro_f1:.3f}" in cells
+    assert f"macro F1 {macro_f1:.3f} mean over the classes balanced accuracy {balanced:.3f}" in cells
     columns = sklearn_metrics.precision_recall_fscore_support(
         true, predicted, labels=range(num_labels), zero_division=0
     )
@@ -140,11 +154,11 @@ def test_most_confused_pairs_come_in_order(tmp_path: Path) -> None:
 
 def test_a_gradient_norm_over_orders_of_magnitude_is_drawn_on_a_readable_log_scale(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", ["a", "b"])
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    records = lines_of(folder / "metrics.jsonl")
     train = [record for record in records if record["kind"] == "train"]
     for record, norm in zip(train, (0.2, 3.0, 200.0), strict=True):
         record["grad_norm"] = norm
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    as_lines(folder / "metrics.jsonl", records)
     chart = re.search(r"<svg[^>]*Gradient norm over.*?</svg>", report(folder), re.DOTALL)
     assert chart is not None
     assert {">1<", ">10<", ">100<"} <= set(re.findall(r">[^<]+<", chart[0]))
@@ -163,14 +177,14 @@ def test_the_test_set_goes_before_the_evaluation(tmp_path: Path) -> None:
 
 def test_a_clip_whose_numbers_broke_counts_as_an_error(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", ["a", "b"], num_clips=9)
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    lines = lines_of(folder / "predictions.jsonl")
     for line in lines:
         line |= {"label": "b", "probabilities": [0.2, 0.8]}
     lines[3]["probabilities"] = [float("nan")] * 2
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    as_lines(folder / "predictions.jsonl", lines)
     scores = read_run(folder).scores
     assert scores is not None
-    assert scores.accuracy == 8 / 9
+    assert scores.values["accuracy"] == 8 / 9
     assert "Worst errors" in report(folder)
 
 
@@ -216,30 +230,30 @@ def test_the_report_needs_no_torch(tmp_path: Path) -> None:
 # A real run
 
 
-@pytest.fixture
-def finished(
-    train_in: Callable[..., Run], build_model: Callable[..., LoadedModel], run_data: Callable[..., RunData]
-) -> Callable[..., Path]:
-    """finished(folder, data) -> folder, of a whole run and all that is made of it afterwards."""
+Finished = Callable[..., Path]
 
-    def make(folder: Path, data: RunData, **settings: Any) -> Path:
-        loaded = build_model()
+
+@pytest.fixture
+def finished(lab: Lab) -> Finished:
+    """finished() -> the folder of a whole run, on lab.data(24, 12, 12) or others, and what is made of it."""
+
+    def make(data: RunData | None = None, **settings: Any) -> Path:
+        data = data or lab.data(24, 12, 12)
+        loaded, folder = lab.build(), lab.folder / "run"
         folder.mkdir(exist_ok=True)
         settings = {"epochs": 1, "batch_size": 4, "gradient_accumulation_steps": 1} | settings
         config = TrainConfig(dataset="some/clips", device="cpu", **settings)
         write_run(folder, config, data, loaded.backbone, torch.device("cpu"))
-        keep_audit(folder, config.dataset, data)
-        train_in(folder, loaded, data, with_finish=True, **settings)
-        wrap_up(folder, data, None)
+        keep_audit(folder, audit(config.dataset, data))
+        lab.train("run", loaded, data, with_finish=True, **settings)
+        wrap_up(folder, data.sound)
         return folder
 
     return make
 
 
-def test_the_report_is_rebuilt_from_the_folder_alone(
-    finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
-) -> None:
-    folder = finished(tmp_path / "run", run_data(24, 12, 12))
+def test_the_report_is_rebuilt_from_the_folder_alone(finished: Finished, tmp_path: Path) -> None:
+    folder = finished()
     written = (folder / "report.html").read_text(encoding="utf-8")
     moved = shutil.copytree(folder, tmp_path / "elsewhere" / "run", ignore=lambda *_: ["checkpoints", "best"])
     done = run_script("-m", "audiocls.reporting.report", str(moved))
@@ -249,10 +263,10 @@ def test_the_report_is_rebuilt_from_the_folder_alone(
 
 @pytest.mark.parametrize("num_test", [0, 12])
 def test_the_worst_errors_are_heard_as_the_model_heard_them(
-    num_test: int, finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
+    num_test: int, finished: Finished, lab: Lab
 ) -> None:
-    data = run_data(24, 12, num_test)
-    folder = finished(tmp_path / "run", data)
+    data = lab.data(24, 12, num_test)
+    folder = finished(data)
     predictions = read_run(folder).predictions
     assert predictions is not None
     worst = predictions.worst(24)
@@ -260,60 +274,47 @@ def test_the_worst_errors_are_heard_as_the_model_heard_them(
     assert own == sorted(own)
     assert len(worst) == (predictions.predicted != predictions.labels).sum() > 0
     assert damage(folder / "errors") is None
-    players = Page((folder / "report.html").read_text(encoding="utf-8")).attributes("audio")
-    assert len(players) == len(worst)
     clips = data.test if num_test else data.evaluation
     assert clips is not None
-    for player, index in zip(players, worst, strict=True):
-        flac = base64.b64decode(str(player["src"]).removeprefix("data:audio/flac;base64,"))
-        sound, rate = soundfile.read(io.BytesIO(flac), dtype="float32")
-        assert rate == SAMPLING_RATE
+    sounds = Page((folder / "report.html").read_text(encoding="utf-8")).sounds()
+    for sound, index in zip(sounds, worst, strict=True):
         # 1e-4: FLAC holds 16 bits.
         np.testing.assert_allclose(sound, clips[index][0], atol=1e-4)
 
 
-def test_sound_and_outline_of_an_error_are_whole_however_long(
-    finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
-) -> None:
-    folder = finished(tmp_path / "run", run_data(24, 12, samples=(16_000, 17_000)))
+def test_sound_and_outline_of_an_error_are_whole_however_long(finished: Finished, lab: Lab) -> None:
+    folder = finished(lab.data(24, 12, samples=(16_000, 17_000)))
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "characters)" not in page  # what a line of somebody's is cut with
-    players = Page(page).attributes("audio")
-    assert players
-    for player in players:
-        flac = base64.b64decode(str(player["src"]).removeprefix("data:audio/flac;base64,"))
-        assert len(soundfile.read(io.BytesIO(flac))[0]) >= 16_000
+    sounds = Page(page).sounds()
+    assert sounds and min(map(len, sounds)) >= 16_000
 
 
-def test_errors_are_few_and_short(run_data: Callable[..., RunData], tmp_path: Path) -> None:
+def test_errors_are_few_and_short(run_data: MakeData, tmp_path: Path) -> None:
     data = run_data(24, 60, samples=(800, 1600))
     rows = [data.evaluation.waveforms.clips[row] for row in data.evaluation.rows]
     folder = write_run_folder(tmp_path / "run", data.labels, num_clips=60, split="evaluation", seed=3)
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    lines = lines_of(folder / "predictions.jsonl")
     for line, clip in zip(lines, rows, strict=True):  # always wrong
         at = data.labels.index(clip.label)
         line |= {"label": clip.label, "probabilities": np.roll([0.1, 0.9, 0.0], at).tolist()}
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    long = dataclasses.replace(data.train.waveforms, cache=[np.zeros(20 * SAMPLING_RATE, np.float32)] * 1000)
-    heard = dataclasses.replace(data, evaluation=dataclasses.replace(data.evaluation, waveforms=long))
-    keep_worst_errors(folder, heard)
+    as_lines(folder / "predictions.jsonl", lines)
+    long = np.zeros(20 * SAMPLING_RATE, np.float32)
+    keep_worst_errors(folder, lambda split, index: (long, SAMPLING_RATE))
     kept = read_worst_errors(folder)
     assert sorted(kept) == list(range(1, 25))
     assert {len(sound.waveform) for sound in kept.values()} == {15 * SAMPLING_RATE}
     # Other predictions than those it was kept for: none of it is shown.
-    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    as_lines(folder / "predictions.jsonl", lines[::-1])
     assert read_worst_errors(folder) == {}
     assert "<audio" not in report(folder)
 
 
-def test_a_resumed_run_keeps_and_an_overwritten_one_removes_it_all(
-    finished: Callable[..., Path], run_data: Callable[..., RunData], tmp_path: Path
-) -> None:
-    data = run_data(24, 12, 12)
-    folder = finished(tmp_path / "run", data)
+def test_a_resumed_run_keeps_and_an_overwritten_one_removes_it_all(finished: Finished) -> None:
+    folder = finished()
     before = {path.name: path.read_bytes() for path in (folder / "errors").iterdir()}
     card = (folder / "best" / "README.md").read_text(encoding="utf-8")
-    finished(folder, data, resume=True)
+    finished(resume=True)
     assert {path.name: path.read_bytes() for path in (folder / "errors").iterdir()} == before
     assert (folder / "best" / "README.md").read_text(encoding="utf-8") == card
     assert damage(folder / "best") is None
@@ -322,19 +323,57 @@ def test_a_resumed_run_keeps_and_an_overwritten_one_removes_it_all(
 
 
 def test_what_cannot_be_made_is_a_note_and_the_run_goes_on(
-    finished: Callable[..., Path],
-    run_data: Callable[..., RunData],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "audiocls.reporting.report", None)
-    folder = finished(tmp_path / "run", run_data(24, 12, 12))
+    folder = finished()
     assert not (folder / "report.html").exists()
     assert capsys.readouterr().out.count("note: report.html could not be made") == 1
 
 
-def test_features_lead_to_the_waveforms(run_data: Callable[..., RunData]) -> None:
+def test_a_metric_is_an_entry_of_scores_and_stands_wherever_scores_do(
+    finished: Finished, lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def own(labels: np.ndarray, probabilities: np.ndarray) -> float:
+        """Mean probability of the true label: no other score tells it."""
+        return float(probabilities[np.arange(len(labels)), labels].mean())
+
+    monkeypatch.setitem(SCORES, "own", Score("own label", own, "mean probability", hub_name="me/own"))
+    folder = finished(epochs=2, best_metric="own")
+    data = lab.data(24, 12, 12)
+    results = read_run(folder)
+    end, test, predictions = results.last("end"), results.last("test"), results.predictions
+    assert predictions is not None and data.test is not None
+    value = own(predictions.labels, predictions.probabilities)
+    assert test["own"] == pytest.approx(value, abs=1e-6)  # predictions.jsonl has six digits
+    assert end["best_metric"] == "own"
+    assert end["best_score"] == max(results.series("eval", "own")[1])
+
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f"own label {value:.3f} mean probability" in " ".join(Page(page).text.split())
+    chart = re.search(r"<svg[^>]*Evaluation over.*?</svg>", page, re.DOTALL)
+    assert chart is not None
+    lines = re.findall(rf">({'|'.join(SCORES)}|best [0-9.]+)<", chart[0])
+    assert lines == [f"best {end['best_score']:.3f}", *SCORES]  # it is the last line, which bears the mark
+
+    card = ModelCard((folder / "best" / "README.md").read_text(encoding="utf-8"))
+    assert f"own label {value:.4f}" in card.text
+    assert "me/own" in card.data.to_dict()["metrics"]
+    on_the_hub = {result.metric_type: result for result in card.data.eval_results}["me/own"]
+    assert (on_the_hub.metric_name, on_the_hub.metric_value) == ("own label", round(value, 6))
+
+    say_end(folder)
+    assert re.search(rf"test: .*own {test['own']:.4f} on 12 clips", capsys.readouterr().out)
+    classifier = Classifier.from_pretrained(folder, device="cpu")
+    scored = ScoredClips(classifier, data.test.clips)
+    shown = list(scored.watch(classifier.stream(data.test.clips, top_k=len(LABELS)), top_k=1))
+    assert {len(prediction.scores) for prediction in shown} == {1}
+    said = re.search(r"own label ([0-9.]+) on 12 clips", "\n".join(scored.lines()))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(value, abs=1e-4)  # as it is rounded to
+
+
+def test_features_lead_to_the_waveforms(run_data: MakeData) -> None:
     """With --cache-features a run holds clips as the encoder heard them."""
 
     @dataclasses.dataclass

@@ -2,11 +2,10 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,16 +13,24 @@ from typing import Any
 
 import pytest
 import torch
+from data_helpers import run_script
 from safetensors.torch import load_file, save_file
 
-from audiocls import leftovers
+from audiocls import storage
 from audiocls.config import TrainConfig
-from audiocls.data.splits import fingerprint
 from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
-from audiocls.leftovers import lock, remove_abandoned
-from audiocls.storage import complete_file, complete_folder, damage, finish_swap, manifest_of, write_text
+from audiocls.storage import (
+    checksums_of,
+    complete_file,
+    complete_folder,
+    damage,
+    finish_swap,
+    lock,
+    remove_abandoned,
+    write_text,
+)
 from audiocls.training.checkpoint import check_room, export_best, step_folder
-from audiocls.training.run_folder import claim_run_folder, default_folder, last_part, remove_run
+from audiocls.training.run_folder import check_same, claim_run_folder, default_folder, remove_run, short_name
 
 CONFIG = {"dataset": "PolyAI/minds14", "model": "facebook/wav2vec2-base"}
 
@@ -36,6 +43,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def begun(folder: Path) -> Path:
     (folder / "run.json").write_text("{}")
     return folder
+
+
+def test_a_run_begun_before_a_setting_was_there_counts_as_having_its_default(tmp_path: Path) -> None:
+    about = dict.fromkeys(("precision", "forward_pass", "label2id", "split_fingerprint"), "same")
+    (tmp_path / "run.json").write_text(json.dumps(about | {"config": {"seed": 1}}))
+    check_same(tmp_path, about | {"config": {"seed": 1, "label_smoothing": 0.0}})
+    with pytest.raises(UserError, match=r"--label-smoothing: 0.0 -> 0.1\.$"):
+        check_same(tmp_path, about | {"config": {"seed": 1, "label_smoothing": 0.1}})
 
 
 def test_default_names_count_up_and_resume_takes_the_newest() -> None:
@@ -57,14 +72,7 @@ def test_a_second_run_in_one_folder_leaves_at_once() -> None:
         "from audiocls.config import TrainConfig; from audiocls.training.run_folder import claim_run_folder; "
         "claim_run_folder(TrainConfig(output_dir='x'))"
     )
-    root = Path(__file__).parent.parent
-    second = subprocess.run(
-        [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    second = run_script("-c", code)
     assert "Another run is writing to x" in second.stderr
     assert Path("x").is_dir()  # the first run's, still empty
 
@@ -83,23 +91,9 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else() -> None:
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("PolyAI/minds14", "minds14"),
-        ("fsdd/train.csv", "fsdd"),
-        ("train.csv", "train"),
-        ("a/b.TSV", "b"),
-        ("my.clips", "my.clips"),
-    ],
-)
-def test_a_run_is_named_after_the_last_part(name: str, part: str) -> None:
-    assert last_part(name) == part
-
-
-def test_other_labels_make_another_split() -> None:
-    assert fingerprint(["a\0yes"], ["b\0no"]) != fingerprint(["a\0no"], ["b\0no"])
-    assert fingerprint(["a\0yes"], ["b\0no"]) != fingerprint(["a\0yes", "b\0no"], [])
+def test_a_run_is_named_after_the_short_name() -> None:
+    names = ("PolyAI/minds14", "fsdd/train.csv", "train.csv", "a/b.TSV", "my.clips")
+    assert list(map(short_name, names)) == ["minds14", "fsdd", "train", "b", "my.clips"]
 
 
 # Files and folders that are complete or absent
@@ -135,7 +129,7 @@ def test_a_folder_is_what_its_manifest_says_or_damaged(tmp_path: Path) -> None:
     assert damage(tmp_path / "best") == "model is not as it was written"
     (tmp_path / "best" / "model").unlink()
     assert damage(tmp_path / "best") == "model is missing"
-    assert damage(tmp_path / "nowhere") == "manifest.json is missing"
+    assert damage(tmp_path / "nowhere") == "checksums.json is missing"
 
 
 def test_a_failure_while_filling_a_folder_leaves_the_old_one(tmp_path: Path) -> None:
@@ -174,11 +168,8 @@ def test_a_claim_removes_what_a_killed_run_left_and_finishes_its_swaps() -> None
     (folder / "step-00000001").mkdir()
     claim_run_folder(TrainConfig(**CONFIG, output_dir="x", resume=True))
     left = sorted(str(path) for path in Path("x").rglob("*"))
-    assert left == [
-        "x/best",
-        "x/checkpoints",
-        *(f"x/checkpoints/step-0000000{step}" for step in (1, 2)),
-    ]
+    steps = [f"x/checkpoints/step-0000000{step}" for step in (1, 2)]
+    assert left == ["x/best", "x/checkpoints", *steps]
 
 
 def test_a_worker_of_a_killed_run_does_not_keep_its_folder() -> None:
@@ -267,9 +258,9 @@ def test_best_is_made_anew_where_it_is_of_another_checkpoint_of_that_step(tmp_pa
             (unfinished / "predictions.jsonl").write_text("{}\n")
         export_best(tmp_path, 3)
         assert load_file(tmp_path / "best" / "model.safetensors")["weight"] == weight
-    (tmp_path / "best" / "manifest.json").write_text('{"step": 3, "files": {}}')  # edited: it says nothing
+    (tmp_path / "best" / "checksums.json").write_text('{"step": 3, "files": {}}')  # edited: it says nothing
     export_best(tmp_path, 3)
-    assert "model.safetensors" in manifest_of(tmp_path / "best")["files"]
+    assert "model.safetensors" in checksums_of(tmp_path / "best")["files"]
 
 
 def test_a_folder_that_is_taken_for_abandoned_is_made_again(
@@ -283,8 +274,8 @@ def test_a_folder_that_is_taken_for_abandoned_is_made_again(
             folder.rmdir()
         return lock(folder)
 
-    monkeypatch.setattr(leftovers, "lock", lock_after_another)
-    with leftovers.unfinished_folder(tmp_path / "place") as folder:
+    monkeypatch.setattr(storage, "lock", lock_after_another)
+    with storage.unfinished_folder(tmp_path / "place") as folder:
         assert folder.is_dir() and folder not in stolen
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import NoReturn
 
 import pytest
@@ -15,31 +16,17 @@ def signal_here(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def leave() -> NoReturn:
-    raise Stopped("left")
-
-
 def test_before_the_loop_a_signal_ends_what_is_going_on(stop: StopSignal) -> None:
     with pytest.raises(Stopped):
         signal_here(signal.SIGTERM)
     signal.alarm(0)
 
 
-def test_deferred_a_signal_waits_for_the_next_batch_however_often_sigterm_comes(stop: StopSignal) -> None:
-    stop.defer(leave)
+def test_deferred_a_signal_only_sets_requested_however_often_sigterm_comes(stop: StopSignal) -> None:
+    stop.defer()
     for _ in range(3):
         signal_here(signal.SIGTERM)
     assert stop.requested
-    asked = []
-    with pytest.raises(Stopped, match="left"):
-        stop.wait_for(lambda: asked.append("a batch"))
-    assert asked == []
-
-
-def test_a_signal_that_came_before_leaving_was_deferred_is_not_forgotten(stop: StopSignal) -> None:
-    stop.requested = True
-    with pytest.raises(Stopped, match="left"):
-        stop.defer(leave)
 
 
 def test_a_second_ctrl_c_leaves_at_once(stop: StopSignal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +37,7 @@ def test_a_second_ctrl_c_leaves_at_once(stop: StopSignal, monkeypatch: pytest.Mo
         raise Left(code)
 
     monkeypatch.setattr(signals.os, "_exit", exit_at_once)
-    stop.defer(leave)
+    stop.defer()
     signal_here(signal.SIGINT)
     with pytest.raises(Left, match="143"):
         signal_here(signal.SIGINT)
@@ -65,12 +52,26 @@ def test_a_forked_child_does_not_take_its_parents_stop_for_its_own(stop: StopSig
 
 
 def test_when_leaving_is_no_longer_deferred_a_signal_that_came_meanwhile_counts(stop: StopSignal) -> None:
-    stop.defer(leave)
+    stop.defer()
     signal_here(signal.SIGTERM)
-    with pytest.raises(Stopped, match="left"):
+    with pytest.raises(Stopped, match="stopped"):
         stop.undefer()
+
+
+def test_a_signal_within_a_finalizer_ends_what_is_going_on_after_it(stop: StopSignal) -> None:
+    class Finalized:
+        def __del__(self) -> None:
+            signal_here(signal.SIGTERM)
+
+    with pytest.raises(Stopped):
+        del_it = Finalized()
+        del del_it
+        time.sleep(1)
+    signal.alarm(0)
 
 
 def test_after_the_end_a_signal_changes_nothing(stop: StopSignal) -> None:
     stop.ignore()
-    signal_here(signal.SIGTERM)
+    for number in signals.STOP_SIGNALS:
+        signal_here(number)
+    assert not stop.requested

@@ -9,10 +9,9 @@ import torch
 from transformers import Wav2Vec2Config
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
-from audiocls.data.loader import Example
-from audiocls.data.spec_augment import Spans
-from audiocls.model.backbone import load_for_training, open_backbone
-from audiocls.model.loaded import LoadedModel
+from audiocls.data.collators import Example, Spans
+from audiocls.model.backbone import LoadedModel
+from audiocls.model.loading import load_for_training, open_backbone
 
 
 @pytest.mark.parametrize("num_frames", [49, 155, 499])
@@ -46,13 +45,8 @@ def test_a_share_of_nothing_is_nothing_whatever_the_fewest_spans() -> None:
     assert not Spans(0.0, 10, 2).draw(100, np.random.default_rng(0)).any()
 
 
-@pytest.fixture
-def loaded(tiny_wav2vec2: LoadedModel) -> LoadedModel:
-    return tiny_wav2vec2
-
-
 @pytest.fixture(scope="module")
-def tiny_wav2vec2() -> LoadedModel:
+def loaded() -> LoadedModel:
     backbone = open_backbone("tiny")
     masks = {"mask_time_prob": 0.3, "mask_time_length": 4, "mask_feature_prob": 0.2, "mask_feature_length": 5}
     config = dataclasses.replace(backbone.config, **masks)
@@ -60,13 +54,8 @@ def tiny_wav2vec2() -> LoadedModel:
 
 
 def examples(*numbers: int) -> list[Example]:
-    lengths = {number: 4_000 + 1_000 * (number % 7) for number in numbers}
-    return [
-        Example(
-            np.random.default_rng(number % 7).standard_normal(lengths[number]).astype(np.float32), 0, number
-        )
-        for number in numbers
-    ]
+    sounds = [np.random.default_rng(n % 7).standard_normal(4_000 + 1_000 * (n % 7)) for n in numbers]
+    return [Example(sound.astype(np.float32), 0, n) for sound, n in zip(sounds, numbers, strict=True)]
 
 
 def test_a_clips_mask_does_not_depend_on_its_batch(loaded: LoadedModel) -> None:
@@ -110,7 +99,6 @@ def test_the_model_takes_the_masks_and_draws_none_of_its_own(loaded: LoadedModel
 
 
 def test_a_model_configured_without_masks_gets_none() -> None:
-    assert "masked_frames" not in (
-        load_for_training(open_backbone("tiny"), ["a", "b"], seed=0).training_collator(0)(examples(1)).inputs
-    )
+    loaded = load_for_training(open_backbone("tiny"), ["a", "b"], seed=0)
+    assert "masked_frames" not in loaded.training_collator(0)(examples(1)).inputs
     assert Wav2Vec2Config().mask_time_prob == 0.05  # the published models have them

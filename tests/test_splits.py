@@ -20,11 +20,6 @@ def test_random_split_is_the_one_datasets_makes(num_clips: int, eval_fraction: f
     assert random_split(num_clips, eval_fraction, seed) == expected
 
 
-def test_the_guides_563_clips_become_450_and_113() -> None:
-    train, evaluation = random_split(563, 0.2, 42)
-    assert (len(train), len(evaluation)) == (450, 113)
-
-
 def test_every_way_of_dividing_keeps_each_clip_once_and_repeats() -> None:
     generator = np.random.default_rng(0)
     for seed in range(50):
@@ -51,25 +46,18 @@ def test_another_seed_divides_otherwise() -> None:
     assert group_split(labels, 0.2, 1) != group_split(labels, 0.2, 2)
 
 
-def test_stratified_split_divides_each_class_alike() -> None:
-    labels = ["a"] * 50 + ["b"] * 20 + ["c"] * 10
-    (_, evaluation), undivided = stratified_split(labels, 0.2, seed=3)
-    assert Counter(labels[index] for index in evaluation) == {"a": 10, "b": 4, "c": 2}
-    assert undivided == []
-
-
-@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5, 0.9])
-def test_stratified_split_comes_within_half_a_clip_of_the_fraction(fraction: float) -> None:
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5, 0.8, 0.9])
+def test_stratified_split_comes_within_half_a_clip_of_the_fraction_and_leaves_train_every_class(
+    fraction: float,
+) -> None:
     generator = np.random.default_rng(1)
-    for seed in range(30):
-        labels = [str(label) for label in generator.integers(0, 8, 100)]
-        (_, evaluation), _ = stratified_split(labels, fraction, seed)
-        heard = Counter(labels[index] for index in evaluation)
-        # Train keeps one clip of each class at least.
-        assert all(
-            abs(heard[label] - min(fraction * count, count - 1)) <= 0.5
-            for label, count in Counter(labels).items()
-        )
+    for seed in range(50):
+        labels = [str(label) for label in generator.integers(0, 12, 40 if seed % 2 else 100)]
+        (train, evaluation), _ = stratified_split(labels, fraction, seed)
+        assert {labels[index] for index in train} == set(labels)
+        held_out = Counter(labels[index] for index in evaluation)
+        for label, count in Counter(labels).items():
+            assert abs(held_out[label] - min(fraction * count, count - 1)) <= 0.5
 
 
 def test_a_class_with_too_few_clips_stays_whole_in_train_and_is_named() -> None:
@@ -79,24 +67,14 @@ def test_a_class_with_too_few_clips_stays_whole_in_train_and_is_named() -> None:
     assert {20, 21, 22} <= set(train)
 
 
-def test_stratified_split_never_takes_a_class_away_from_train() -> None:
-    generator = np.random.default_rng(2)
-    for seed in range(50):
-        labels = [str(label) for label in generator.integers(0, 12, 40)]
-        for fraction in (0.2, 0.5, 0.8, 0.9):
-            (train, _), _ = stratified_split(labels, fraction, seed)
-            assert {labels[index] for index in train} == set(labels)
-
-
 def test_no_group_is_ever_on_both_sides() -> None:
     generator = np.random.default_rng(3)
     for seed in range(200):
         num_groups = int(generator.integers(2, 20))
         # Sizes from one clip to most of them.
         weights = generator.dirichlet(np.full(num_groups, 0.5))
-        groups = [
-            str(g) for g in generator.choice(num_groups, size=int(generator.integers(2, 200)), p=weights)
-        ]
+        num_clips = int(generator.integers(2, 200))
+        groups = [str(group) for group in generator.choice(num_groups, num_clips, p=weights)]
         if len(set(groups)) < 2:
             continue
         fraction = float(generator.uniform(0.05, 0.9))

@@ -10,25 +10,24 @@ import pytest
 from report_helpers import write_run_folder
 
 from audiocls.errors import UserError
+from audiocls.log.run_log import RunLog, SinceLastLog
+from audiocls.log.trackers import Trackers, check_installed
 from audiocls.reporting import figures
-from audiocls.reporting.run_log import RunLog, Window
-from audiocls.reporting.trackers import Trackers, check_installed
-from audiocls.reporting.wrap_up import track_confusion
+from audiocls.reporting.wrap_up import show_confusion
 
-WINDOW = Window(loss_sum=6.0, clips=4, audio_seconds=2.0, seconds=1.0)
+SINCE = SinceLastLog(loss_sum=6.0, num_clips=4, audio_seconds=2.0, seconds=1.0)
 
 
 def log_steps(folder: Path, name: str, first: int, last: int, *, log_bytes: int = 0) -> int:
     """A run's records of steps first to last, after those before; the length of metrics.jsonl at step 2."""
     at_step_2 = 0
-    with RunLog(
-        folder, trackers=Trackers([name], folder, {"learning_rate": 1e-3, "dataset": "clips"})
-    ) as log:
+    trackers = Trackers([name], folder, {"learning_rate": 1e-3, "dataset": "clips"})
+    with RunLog(folder, trackers=trackers) as log:
         log.start(4, first - 1, log_bytes)
         for step in range(first, last + 1):
-            log.train(step, step / 2, WINDOW, learning_rate=step * 1e-3, grad_norm=2.0)
-            length = log.record("eval", step=step, epoch=step / 2, loss=1.0, accuracy=step / 10, is_best=True)
-            at_step_2 = length if step == 2 else at_step_2
+            log.train(step, step / 2, SINCE, {"learning_rate": step * 1e-3}, grad_norm=2.0)
+            log.record("eval", step=step, epoch=step / 2, loss=1.0, accuracy=step / 10, is_best=True)
+            at_step_2 = log.num_bytes if step == 2 else at_step_2
     return at_step_2
 
 
@@ -60,7 +59,7 @@ def test_tensorboard_gets_the_confusion_matrix(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", ["a", "b", "$c$"])
     trackers = Trackers(["tensorboard"], folder, {})
     trackers.start(0)
-    track_confusion(folder, trackers)
+    show_confusion(folder, trackers.image)
     trackers.close()
     (image,) = read_events(folder).Images("confusion")
     assert image.step == 20
@@ -111,10 +110,10 @@ def test_wandb_is_told_the_test_scores_and_the_matrix(wandb: FakeWandb, tmp_path
     trackers = Trackers(["wandb"], folder, {})
     trackers.start(0)
     trackers.record("eval", {"step": 30, "accuracy": 0.5})
-    trackers.record("test", {"step": 20, "accuracy": 0.7, "num_samples": 5})  # the best step lies behind
+    trackers.record("test", {"step": 20, "accuracy": 0.7, "num_clips": 5})  # the best step lies behind
     trackers.record("end", {"step": 30, "reason": "epochs"})
-    track_confusion(folder, trackers)
-    assert wandb.summary == {"test/accuracy": 0.7, "test/num_samples": 5}
+    show_confusion(folder, trackers.image)
+    assert wandb.summary == {"test/accuracy": 0.7, "test/num_clips": 5}
     assert [step for step, _ in wandb.logged] == [30, 30]
     assert wandb.logged[-1][1]["confusion"][2] == 3
 

@@ -13,10 +13,10 @@ from data_helpers import noise
 from test_architectures import LABELS, spread_logits, waveforms
 
 from audiocls.data.audio import BadAudio, decode
-from audiocls.data.resampling import resample, resampled
+from audiocls.data.resampling import resample, resample_blocks
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
-from audiocls.inference.recordings import Hearing, in_blocks
+from audiocls.inference.recordings import ReadOptions, in_blocks
 from audiocls.inference.windows import first, windows
 
 RATE = 16_000
@@ -42,10 +42,13 @@ def in_pieces(waveform: np.ndarray, *lengths: int) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 12_345, 384_000])
 @pytest.mark.parametrize("lengths", [(1, 10, 7_000, 40_000), (20_000,) * 9, ()])
-def test_resampling_in_blocks_gives_what_resampling_at_once_gives(rate: int, lengths: tuple) -> None:
+def test_resampling_in_blocks_gives_what_resampling_at_once_gives(
+    rate: int, lengths: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiocls.data.resampling.PIECE_SAMPLES", 1_000)
     for num_samples in (1, 500, 50_001):
         waveform = noise(num_samples)[:, 0]
-        blocks = list(resampled(in_pieces(waveform, *lengths), rate, RATE))
+        blocks = list(resample_blocks(in_pieces(waveform, *lengths), rate, RATE))
         expected = resample(waveform, rate, RATE)
         np.testing.assert_allclose(np.concatenate(blocks), expected, rtol=0, atol=1e-6)
 
@@ -56,7 +59,7 @@ def test_resampling_in_blocks_gives_what_resampling_at_once_gives(rate: int, len
 def test_a_file_in_blocks_is_the_decoded_file(rate: int, channels: int, format: str, tmp_path: Path) -> None:
     path = tmp_path / "long"
     soundfile.write(path, noise(600_001, channels), rate, format=format)
-    blocks = list(in_blocks(path, Hearing(RATE, 400, None)))
+    blocks = list(in_blocks(path, ReadOptions(RATE, 400, None)))
     assert len(blocks) > 1
     np.testing.assert_allclose(np.concatenate(blocks), decode(path, RATE).waveform, rtol=0, atol=1e-6)
 
@@ -95,9 +98,9 @@ def test_where_windows_begin_and_end(
     waveform = np.arange(samples, dtype=np.float32)
     blocks = [waveform[start : start + block] for start in range(0, samples, block)]
     found = list(windows(blocks, 1, window, hop))
-    assert [(start, start + len(heard)) for start, heard in found] == expected
-    for start, heard in found:
-        assert heard.tolist() == waveform[start : start + len(heard)].tolist()
+    assert [(start, start + len(piece)) for start, piece in found] == expected
+    for start, piece in found:
+        assert piece.tolist() == waveform[start : start + len(piece)].tolist()
 
 
 def test_no_samples_are_no_window() -> None:
@@ -111,8 +114,8 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
         for _ in range(10):
             file.write(np.zeros(30 * 44_100, np.float32))
     tracemalloc.start()
-    heard = in_blocks(tmp_path / "long.flac", Hearing(RATE, 400, None))
-    count = sum(1 for _ in windows(heard, RATE, 5, 1))
+    piece = in_blocks(tmp_path / "long.flac", ReadOptions(RATE, 400, None))
+    count = sum(1 for _ in windows(piece, RATE, 5, 1))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 296
@@ -207,7 +210,7 @@ def test_a_file_that_breaks_off_gives_its_windows_and_then_a_refusal(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"window_seconds": 0.001}, "hears 0.025 s or more"),
+        ({"window_seconds": 0.001}, "takes 0.025 s or more"),
         ({"window_seconds": 1, "hop_seconds": 0}, "hop"),
         ({"hop_seconds": 1}, "window"),
         ({"window_seconds": 1, "aggregate": "median"}, "mean, max, vote"),
@@ -218,8 +221,8 @@ def test_windows_that_mean_nothing_are_refused(classifier: Classifier, options: 
         classifier(["a.wav"], **options)
 
 
-def test_a_window_longer_than_the_model_hears_is_refused() -> None:
-    with pytest.raises(UserError, match=r"window is 3 s: the model hears 0\.025 s to 2 s"):
+def test_a_window_longer_than_the_model_takes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"window is 3 s: the model takes 0\.025 s to 2 s"):
         classifier_of("whisper")(["a.wav"], window_seconds=3)
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import soundfile
 
 from audiocls.config import TrainConfig
-from audiocls.data.quiet import quiet_stderr
-from audiocls.data.resampling import Waveform, filter_half_width, frames_needed, resampled
+from audiocls.data.resampling import Waveform, filter_half_width, frames_needed, resample_blocks
 from audiocls.storage import NotRegular, open_regular
+from audiocls.streams import quiet_stderr
 
 # What libsndfile reads, and what people keep beside it: the latter are refused by name, not overlooked.
 READABLE = set("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav".split())
@@ -47,10 +47,10 @@ class UnreadableAudio(BadAudio):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A recording as the model hears it."""
+    """A recording as the model takes it."""
 
     waveform: Waveform  # float32 [samples], at the rate asked for
-    seconds: float  # length of the whole recording, heard or not
+    seconds: float  # length of the whole recording, used or not
     rate: int  # Hz, of the recording
     channels: int
 
@@ -63,32 +63,32 @@ def decode(
 ) -> Decoded:
     """The recording as mono float32 at `sampling_rate`, no longer than `max_samples`.
 
-    Only the part that is heard is decoded, and its samples are those that decoding everything would give.
+    Only the part that is used is decoded, and its samples are those that decoding everything would give.
     Raises BadAudio for what does not decode, holds no samples, values that are not finite, or more than
-    `max_decode_seconds` of what is to be heard.
+    `max_decode_seconds` of what is to be used.
     """
     num_frames = 0
-
-    def check_decoded(frames: float) -> None:
-        if frames > max_decode_seconds * rate:
-            raise BadAudio(
-                f"is longer than {max_decode_seconds:g} s, the most that is decoded: raise "
-                "--max-decode-seconds, or hear only its beginning with --max-seconds"
-            )
+    too_long = BadAudio(
+        f"is longer than {max_decode_seconds:g} s, the most that is decoded: raise --max-decode-seconds, or "
+        "use only its beginning with --max-seconds"
+    )
 
     def counted(blocks: Iterable[Waveform]) -> Iterator[Waveform]:
         nonlocal num_frames
         for block in blocks:
             num_frames += len(block)
-            check_decoded(num_frames)
+            if num_frames > most:
+                raise too_long
             yield block
 
     with open_audio(audio, sampling_rate) as file:
         rate, channels, claimed = file.samplerate, file.channels, file.frames
-        wanted = None if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
-        if file.format == "OGG":  # slow to decode, and its length is not a claim but its last page's place
-            check_decoded(min(claimed, math.inf if wanted is None else wanted))
-        pieces = list(resampled(counted(blocks(file, wanted)), rate, sampling_rate))
+        wanted = math.inf if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
+        most = max_decode_seconds * rate
+        # OGG is slow to decode, and its length is not a claim but its last page's place.
+        if file.format == "OGG" and min(claimed, wanted) > most:
+            raise too_long
+        pieces = list(resample_blocks(counted(blocks(file, wanted)), rate, sampling_rate))
     if not num_frames:
         raise BadAudio("holds no audio")
     # A header may promise more or less than the file holds.
@@ -101,12 +101,20 @@ def decode(
 @contextlib.contextmanager
 def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFile]:
     """A recording that can be resampled to `to_rate`, open to be read; what goes wrong within is BadAudio."""
+    if isinstance(audio, Path) and "\0" in str(audio):
+        raise BadAudio("has a NUL in its name")
     try:
-        with opened(audio) as content:
+        with io.BytesIO(audio) if isinstance(audio, bytes) else open_regular(audio) as content:
+            # A file by its descriptor: libsndfile then reads it without Python, and closes what it is given.
+            source = content if isinstance(content, io.BytesIO) else os.dup(content.fileno())
             with quiet_stderr:
-                file = soundfile.SoundFile(content)
+                file = soundfile.SoundFile(source)
             with file:
-                check_codec(file.format, file.subtype)
+                if file.format not in CONTAINERS or file.subtype not in CODECS:
+                    raise BadAudio(
+                        f"is {file.format} with {file.subtype}, which is not read here "
+                        "(convert it: ffmpeg -i FILE FILE.wav)"
+                    )
                 check_format(file.samplerate, file.channels, to_rate)
                 yield file
     except FileNotFoundError:
@@ -117,36 +125,27 @@ def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFil
         raise UnreadableAudio(f"cannot be read: {(error.strerror or str(error)).lower()}") from None
     except soundfile.LibsndfileError as error:
         kind = UnreadableAudio if error.code == 2 else BadAudio  # 2: the system failed, not the format
-        raise kind(f"does not decode: {plain(error)}{hint(audio)}") from None
+        why = error.error_string.strip().rstrip(".").lower().removeprefix("error : ")
+        suffix = audio.suffix[1:].lower() if isinstance(audio, Path) else ""
+        if suffix in AUDIO_SUFFIXES - READABLE:
+            why += f" (libsndfile reads no .{suffix}; convert it: ffmpeg -i FILE FILE.wav)"
+        raise kind(f"does not decode: {why}") from None
 
 
-def blocks(file: soundfile.SoundFile, frames: int | None = None) -> Iterator[Waveform]:
-    """The file's first `frames` (None: all) in mono as read, float32 [samples], a bounded part at a time.
+def blocks(file: soundfile.SoundFile, frames: float = math.inf) -> Iterator[Waveform]:
+    """The file's first `frames` in mono as read, float32 [samples], a bounded part at a time.
 
     What a header claims is never allocated. Raises BadAudio for values that are not finite.
     """
-    remaining = math.inf if frames is None else frames
-    while remaining > 0:
-        wanted = int(min(BLOCK_VALUES // file.channels, remaining))
+    while frames > 0:
+        wanted = int(min(BLOCK_VALUES // file.channels, frames))
         with quiet_stderr:
             read = file.read(wanted, dtype="float32", always_2d=True)
         if len(read):
             yield mono(read)
         if len(read) < wanted:  # the end: asking once more costs half as much as a short clip's decoding
             return
-        remaining -= wanted
-
-
-@contextlib.contextmanager
-def opened(audio: Path | bytes) -> Iterator[io.BytesIO | int]:
-    """What soundfile reads from: the bytes, or the descriptor of a regular file, whatever its name."""
-    if isinstance(audio, bytes):
-        yield io.BytesIO(audio)
-        return
-    if "\0" in str(audio):
-        raise BadAudio("has a NUL in its name")
-    with open_regular(audio) as file:
-        yield os.dup(file.fileno())  # soundfile closes what it is given
+        frames -= wanted
 
 
 def mono(samples: np.ndarray) -> Waveform:
@@ -167,13 +166,6 @@ def mono(samples: np.ndarray) -> Waveform:
     return samples.reshape(-1)
 
 
-def check_codec(container: str, codec: str) -> None:
-    if container not in CONTAINERS or codec not in CODECS:
-        raise BadAudio(
-            f"is {container} with {codec}, which is not read here (convert it: ffmpeg -i FILE FILE.wav)"
-        )
-
-
 def check_format(rate: int, channels: int, to_rate: int) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise BadAudio(f"has a rate of {rate} Hz, outside {MIN_RATE} to {MAX_RATE} Hz")
@@ -192,17 +184,4 @@ def check_format(rate: int, channels: int, to_rate: int) -> None:
 def check_length(num_samples: int, min_samples: int, sampling_rate: int) -> None:
     if num_samples < min_samples:
         milliseconds = 1000 * min_samples / sampling_rate
-        raise BadAudio(f"is shorter than what the model needs to hear, {milliseconds:.0f} ms")
-
-
-def plain(error: soundfile.LibsndfileError) -> str:
-    """libsndfile's own words, without the name that the caller knows."""
-    words = error.error_string.strip().rstrip(".").lower()
-    return words.removeprefix("error : ")
-
-
-def hint(audio: Path | bytes) -> str:
-    suffix = audio.suffix[1:].lower() if isinstance(audio, Path) else ""
-    if suffix in AUDIO_SUFFIXES - READABLE:
-        return f" (libsndfile reads no .{suffix}; convert it: ffmpeg -i FILE FILE.wav)"
-    return ""
+        raise BadAudio(f"is shorter than what the model needs, {milliseconds:.0f} ms")

@@ -1,4 +1,4 @@
-"""Which clips make which optimizer step: a pure function of the clips' lengths, seed, epoch and step size.
+"""Which clips make which optimizer step: a pure function of lengths, seed, epoch and step size.
 
 The position in a run is then a handful of integers: workers and interruptions cannot change what is trained
 on. Micro-batches only divide a step.
@@ -9,11 +9,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Step = list[list[int]]  # the micro-batches of an optimizer step, each a list of clips
-
 # Clips sorted by length at a time, in whole steps: enough that a batch is alike, few enough that an epoch is
 # still in random order.
 POOL_CLIPS = 256
+
+
+@dataclass(frozen=True)
+class Step:
+    """The clips of one optimizer step."""
+
+    epoch: int
+    step_in_epoch: int  # from 0
+    micro_batches: list[list[int]]  # of draws: epoch * num_clips + the clip's index
+
+    @property
+    def num_clips(self) -> int:
+        return sum(map(len, self.micro_batches))
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,16 @@ class BatchPlan:
         """Epochs begun, the last one maybe not finished."""
         return -(-self.total_steps // self.steps_per_epoch)
 
-    def steps(self, epoch: int) -> list[Step]:
-        """The optimizer steps of one epoch."""
+    def steps_from(self, epoch: int, step_in_epoch: int) -> Iterator[Step]:
+        """Every optimizer step from a place in the run to its end."""
+        for later in range(epoch, self.num_epochs):
+            first = later * self.num_clips  # draw
+            for number, micro_batches in enumerate(self.steps(later)):
+                if later > epoch or number >= step_in_epoch:
+                    yield Step(later, number, [[first + clip for clip in clips] for clips in micro_batches])
+
+    def steps(self, epoch: int) -> list[list[list[int]]]:
+        """The clips of each micro-batch of each optimizer step of one epoch; the last may be cut short."""
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(self.num_clips)
         if self.lengths is not None:
@@ -51,11 +70,11 @@ class BatchPlan:
         steps = in_batches(order.tolist(), self.clips_per_step)
         return [self.divide(clips) for clips in steps[: self.total_steps - epoch * self.steps_per_epoch]]
 
-    def divide(self, clips: list[int]) -> Step:
+    def divide(self, clips: list[int]) -> list[list[int]]:
         """The micro-batches of a step: `batch_size` clips each, fewer where that is too much audio."""
         if self.max_batch_samples is None or self.lengths is None:
             return in_batches(clips, self.batch_size)
-        step: Step = [[]]
+        step: list[list[int]] = [[]]
         longest = 0
         for clip in clips:
             longest = max(longest, int(self.lengths[clip]))
@@ -66,20 +85,9 @@ class BatchPlan:
             step[-1].append(clip)
         return step
 
-    def micro_batches(self, epoch: int, step_in_epoch: int) -> Iterator[list[int]]:
-        """Every micro-batch from a place in the run to its end, its clips counted on over the epochs."""
-        for later in range(epoch, self.num_epochs):
-            for step in self.steps(later)[step_in_epoch if later == epoch else 0 :]:
-                for clips in step:
-                    yield [later * self.num_clips + clip for clip in clips]
-
     def passes(self, epoch: int, step_in_epoch: int) -> float:
         """Epochs gone through at a place in the run, the one begun as a fraction."""
         return epoch + step_in_epoch / self.steps_per_epoch
-
-    def is_due(self, every: int | str, step: int, step_in_epoch: int) -> bool:
-        """Whether something that happens each "epoch", or every so many steps, happens after this step."""
-        return step_in_epoch == self.steps_per_epoch if every == "epoch" else step % int(every) == 0
 
 
 def bucketed(

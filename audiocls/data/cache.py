@@ -7,35 +7,39 @@ complete or absent, also when two processes fill it at once.
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, UnreadableAudio, decode
+from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, Decoded, UnreadableAudio, decode
 from audiocls.data.clips import Clip
-from audiocls.data.measure import Measured, measure
 from audiocls.data.resampling import Waveform
-from audiocls.leftovers import unfinished_folder
-from audiocls.storage import ODD
+from audiocls.storage import READ_ERRORS, unfinished_folder
 
 FORMAT = 4  # raised when what is stored changes its meaning
 CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 THREAD_SECONDS = 0.004  # a clip that takes less: threads would wait for Python's lock more than they gain
+
+SILENCE_DBFS = -60.0  # a stretch is silent below this root mean square, of full scale
+STRETCH_SECONDS = 0.02
+FULL_SCALE = 0.999
+CLIPPED_SAMPLES = 3  # in a row at full scale: a peak that was merely made as loud as can be has fewer
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -46,30 +50,67 @@ def cache_folder(cache_dir: str | None) -> Path:
 
 
 class FlatFile:
-    """Arrays of different lengths, end to end in a memory-mapped file: `flat[i]` is a read-only view."""
+    """Arrays of different lengths, end to end in a memory-mapped file: `flat[i]` is a read-only view.
 
-    def __init__(self, path: Path, lengths: np.ndarray, dtype: type, width: int = 1) -> None:
+    Each is [length], or [length, *others] where the sizes of the other axes are given.
+    """
+
+    def __init__(self, path: Path, lengths: np.ndarray, dtype: type, *others: int) -> None:
         self.path = path
-        self.ends = np.cumsum(lengths) * width
-        self.starts = self.ends - lengths * width
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])  # where each begins, and the last one's end
         self.dtype = dtype
+        self.shape = (int(self.offsets[-1]), *others)
 
     @property
     def num_bytes(self) -> int:
-        return int(self.ends[-1]) * np.dtype(self.dtype).itemsize if len(self.ends) else 0
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def is_whole(self) -> bool:
+        """Whether the file is there, and as long as all the arrays."""
+        with contextlib.suppress(OSError):
+            return self.path.stat().st_size == self.num_bytes
+        return False
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.starts[index] : self.ends[index]]
+        return self.values[self.offsets[index] : self.offsets[index + 1]]
 
     @cached_property
     def values(self) -> np.ndarray:
-        if len(self.ends) == 0 or self.ends[-1] == 0:
-            return np.zeros(0, self.dtype)
-        return np.memmap(self.path, self.dtype, mode="r").view(np.ndarray)
+        if self.num_bytes == 0:  # which cannot be mapped
+            return np.zeros(self.shape, self.dtype)
+        return np.memmap(self.path, self.dtype, "r", shape=self.shape).view(np.ndarray)
 
     def __getstate__(self) -> dict:
         """Workers map the file themselves; a pickled map would carry its content."""
         return {key: value for key, value in self.__dict__.items() if key != "values"}
+
+
+class Measured(NamedTuple):
+    """What is used of one clip, at the model's rate; rate and channels are the recording's own."""
+
+    rate: int  # Hz
+    channels: int
+    silent_share: float  # of its stretches of 20 ms
+    is_clipped: bool
+    digest: str  # of the sound: equal for equal samples, whatever the format
+
+
+def measure(waveform: Waveform, sampling_rate: int, rate: int, channels: int) -> Measured:
+    """The measures of `waveform`, float32 [samples] of at least one sample, at `sampling_rate`."""
+    stretch = round(STRETCH_SECONDS * sampling_rate)
+    starts = np.arange(0, len(waveform), stretch)
+    energy = np.add.reduceat(np.square(waveform), starts)
+    power = energy / np.minimum(stretch, len(waveform) - starts)
+    loud = np.abs(waveform) >= FULL_SCALE
+    in_a_row = np.convolve(loud, np.ones(CLIPPED_SAMPLES, int)) if loud.any() else loud
+    return Measured(
+        rate,
+        channels,
+        silent_share=float(np.mean(power < 10 ** (SILENCE_DBFS / 10))),
+        is_clipped=bool(in_a_row.max() >= CLIPPED_SAMPLES),
+        # A checksum of the samples, much cheaper than a hash of them all, and one of each stretch's energy.
+        digest=hashlib.sha256(b"%d" % zlib.crc32(waveform.data) + energy.tobytes()).hexdigest()[:32],
+    )
 
 
 @dataclass
@@ -79,18 +120,20 @@ class Waveforms:
     clips: list[Clip]
     sampling_rate: int
     max_samples: int | None
+    max_decode_seconds: float
     num_samples: np.ndarray  # int64 [clips], samples kept of each; 0 for one that cannot be used
-    seconds: np.ndarray  # float64 [clips], length of each whole recording, heard or not
+    seconds: np.ndarray  # float64 [clips], length of each whole recording, used or not
     errors: dict[int, str]  # clip -> why it cannot be used
     measured: list[Measured | None]  # for the audit; None for one that cannot be used
-    cache: FlatFile | None  # None where it could not be written: clips are then decoded when asked for
-    max_decode_seconds: float = MAX_DECODE_SECONDS
+    cache: FlatFile | None = None  # None where it cannot be written: clips are then decoded when asked for
 
     def __getitem__(self, index: int) -> Waveform:
-        if self.cache is None:
-            audio = self.clips[index].audio.read()
-            return decode(audio, self.sampling_rate, self.max_samples, self.max_decode_seconds).waveform
-        return self.cache[index]
+        return self.decode(index).waveform if self.cache is None else self.cache[index]
+
+    def decode(self, index: int) -> Decoded:
+        """The clip's recording, read anew. Raises BadAudio."""
+        audio = self.clips[index].audio.read()
+        return decode(audio, self.sampling_rate, self.max_samples, self.max_decode_seconds)
 
 
 def decode_all(
@@ -103,18 +146,20 @@ def decode_all(
 ) -> Waveforms:
     """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
     folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
-    with contextlib.suppress(*ODD):
-        return open_cache(folder, clips, sampling_rate, max_samples)
-
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
-    errors = {}
+    errors: dict[int, str] = {}
     measured: list[Measured | None] = [None] * len(clips)
+    waveforms = Waveforms(
+        clips, sampling_rate, max_samples, max_decode_seconds, num_samples, seconds, errors, measured
+    )
+    with contextlib.suppress(*READ_ERRORS):
+        return open_cache(folder, waveforms)
+
     may_recover = False
-    results = decoded(clips, sampling_rate, max_samples, max_decode_seconds)
     # A stderr of the bar's own: while anything is decoded, descriptor 2 leads nowhere.
     terminal = os.fdopen(os.dup(2), "w") if sys.stderr.isatty() else contextlib.nullcontext(sys.stderr)
     with CacheWriter(folder) as cache, terminal as file:
-        bar = tqdm(results, "decoding", len(clips), disable=None, leave=False, file=file)
+        bar = tqdm(decoded(waveforms), "decoding", len(clips), disable=None, leave=False, file=file)
         for index, result in enumerate(bar):
             if isinstance(result, BadAudio):
                 errors[index] = str(result)
@@ -124,14 +169,11 @@ def decode_all(
                 num_samples[index] = len(waveform)
                 cache.write(waveform)
         if not may_recover:
-            measures = [one and dataclasses.astuple(one) for one in measured]
             lengths = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist()}
-            cache.publish({**lengths, "errors": errors, "measured": measures})
-    with contextlib.suppress(*ODD):
-        return open_cache(folder, clips, sampling_rate, max_samples)
-    return Waveforms(
-        clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, None, max_decode_seconds
-    )
+            cache.publish({**lengths, "errors": errors, "measured": measured})
+    with contextlib.suppress(*READ_ERRORS):
+        return open_cache(folder, waveforms)
+    return waveforms
 
 
 def cache_key(
@@ -145,18 +187,19 @@ def cache_key(
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
-def open_cache(folder: Path, clips: list[Clip], sampling_rate: int, max_samples: int | None) -> Waveforms:
-    """A finished cache. Raises one of ODD where there is none, or not a whole one."""
+def open_cache(folder: Path, waveforms: Waveforms) -> Waveforms:
+    """`waveforms` as a finished cache has them. Raises one of READ_ERRORS where there is no whole one."""
     index = json.loads((folder / CacheWriter.INDEX).read_text())
     num_samples = np.array(index["num_samples"], np.int64)
-    file = folder / CacheWriter.VALUES
-    if len(num_samples) != len(clips) or file.stat().st_size != 4 * num_samples.sum():
+    cache = FlatFile(folder / CacheWriter.VALUES, num_samples, np.float32)
+    if len(num_samples) != len(waveforms.clips) or not cache.is_whole():
         raise ValueError("damaged")
+    seconds = np.array(index["seconds"])
     errors = {int(key): error for key, error in index["errors"].items()}
     measured = [one and Measured(*one) for one in index["measured"]]
-    cache = FlatFile(file, num_samples, np.float32)
-    seconds = np.array(index["seconds"])
-    return Waveforms(clips, sampling_rate, max_samples, num_samples, seconds, errors, measured, cache)
+    return replace(
+        waveforms, num_samples=num_samples, seconds=seconds, errors=errors, measured=measured, cache=cache
+    )
 
 
 class CacheWriter:
@@ -167,62 +210,51 @@ class CacheWriter:
 
     VALUES, INDEX = "values", "index.json"
 
+    unfinished: Path  # where `file` lies
+    file: FileIO | None = None  # None: it has given up
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.leave = contextlib.ExitStack()
-        self.unfinished: Path | None = None
-        self.file: FileIO | None = None
 
     def __enter__(self) -> Self:
         with contextlib.suppress(OSError):
             shutil.rmtree(self.folder, ignore_errors=True)  # a damaged one
             self.unfinished = self.leave.enter_context(unfinished_folder(self.folder))
-            self.file = (self.unfinished / self.VALUES).open("wb", buffering=0)
+            self.file = self.leave.enter_context((self.unfinished / self.VALUES).open("wb", buffering=0))
         return self
 
     def write(self, values: np.ndarray) -> None:
-        if self.file is None:
-            return
-        try:
-            complete = self.file.write(values.data) == values.nbytes
-        except OSError:
-            complete = False
-        if not complete:
-            self.close()
+        with contextlib.suppress(OSError):
+            if self.file is None or self.file.write(values.data) == values.nbytes:
+                return
+        self.file = None  # there is no room, or only for a part
 
     def publish(self, index: dict[str, Any]) -> None:
         """Rename the cache into its place."""
-        if self.file is None or self.unfinished is None:
+        if self.file is None:
             return
         with contextlib.suppress(OSError):
             (self.unfinished / self.INDEX).write_text(json.dumps(index))
             self.unfinished.rename(self.folder)  # fails where another process was first: its twin stays
 
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-            self.file = None
-
     def __exit__(self, *error: object) -> None:
-        self.close()
         self.leave.close()
 
 
-def decoded(
-    clips: list[Clip], sampling_rate: int, max_samples: int | None, max_decode_seconds: float
-) -> Iterator[tuple[Waveform, float, Measured] | BadAudio]:
+def decoded(waveforms: Waveforms) -> Iterator[tuple[Waveform, float, Measured] | BadAudio]:
     """For each clip in order its waveform, whole length in seconds and measures, or why there are none.
 
     Threads do the work, unless the first clips show that it is too little for them.
     """
 
-    def one(clip: Clip) -> tuple[Waveform, float, Measured] | BadAudio:
+    def one(index: int) -> tuple[Waveform, float, Measured] | BadAudio:
         try:
-            heard = decode(clip.audio.read(), sampling_rate, max_samples, max_decode_seconds)
+            result = waveforms.decode(index)
         except BadAudio as error:
             return error
-        measured = measure(heard.waveform, sampling_rate, heard.rate, heard.channels)
-        return heard.waveform, heard.seconds, measured
+        measured = measure(result.waveform, waveforms.sampling_rate, result.rate, result.channels)
+        return result.waveform, result.seconds, measured
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
@@ -231,13 +263,14 @@ def decoded(
     num_workers = min(num_cores or 1, CHUNK)
     with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
+            indices = range(len(waveforms.clips))
             times = [time.perf_counter()]
-            for clip in clips[:CHUNK]:
-                yield one(clip)
+            for index in indices[:CHUNK]:
+                yield one(index)
                 times.append(time.perf_counter())
             is_worth_threads = len(times) > 1 and np.median(np.diff(times)) > THREAD_SECONDS
             run = pool.map if is_worth_threads else map
-            for start in range(CHUNK, len(clips), CHUNK):
-                yield from run(one, clips[start : start + CHUNK])
+            for start in indices[CHUNK::CHUNK]:
+                yield from run(one, indices[start : start + CHUNK])
         finally:
             torch.set_num_threads(num_threads)

@@ -14,10 +14,7 @@ Array = npt.NDArray[np.float64]
 
 SAMPLING_RATE = 8_000
 CLIPS_PER_CLASS = {"train": 32, "validation": 8, "test": 8}
-LABELS = (
-    *("steady", "rising", "falling", "trill", "two-tone"),
-    *("beeps", "chord", "buzz", "knocks", "hiss"),
-)
+LABELS = "steady rising falling trill two-tone beeps chord buzz knocks hiss".split()
 
 
 def _tone(frequency: Array) -> Array:
@@ -66,8 +63,7 @@ def _clip(label: str, generator: np.random.Generator) -> npt.NDArray[np.int16]:
     background = generator.standard_normal(len(seconds)) * 10 ** generator.uniform(-2.5, -0.9)
     waveform = sound + background
     loudness = 10 ** generator.uniform(-1.5, -0.1)  # the peak, of full scale: -30 to -2 dB
-    samples: npt.NDArray[np.float64] = 32_767 * loudness * waveform / np.abs(waveform).max()
-    return samples.round().astype(np.int16)
+    return np.round(32_767 * loudness * waveform / np.abs(waveform).max()).astype(np.int16)
 
 
 def write_demo(folder: Path, seed: int = 0) -> None:

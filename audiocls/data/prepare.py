@@ -1,5 +1,6 @@
 """From the command line's words to the clips of a run: sources, splits, labels, decoding."""
 
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -7,12 +8,13 @@ import numpy as np
 from audiocls.config import TrainConfig
 from audiocls.data.audio import BadAudio, check_length
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
-from audiocls.data.choice import choose_clips
 from audiocls.data.clips import Clip
 from audiocls.data.loader import ClipDataset
-from audiocls.data.splits import fingerprint, group_split, random_split, stratified_split
+from audiocls.data.resampling import Waveform
+from audiocls.data.splits import choose_clips, divide, fingerprint
 from audiocls.errors import InputsRefused, UserError, named
 
+PARTS = ("train", "evaluation", "test")
 MOST_NAMED = 20  # bad clips that get a line each
 
 
@@ -28,26 +30,40 @@ class RunData:
     notes: list[str] = field(default_factory=list)
     commits: dict[str, str] = field(default_factory=dict)  # of each data set on the Hub
 
+    def sound(self, split: str, index: int) -> tuple[Waveform, int]:
+        """What is used of a clip of the "evaluation" or "test": float32 [samples], and its rate in Hz.
+
+        Raises BadAudio where it was not cached and cannot be read any more.
+        """
+        clips = self.parts[split]
+        return clips.decoded[clips.rows[index]], clips.decoded.sampling_rate
+
+    @property
+    def parts(self) -> dict[str, ClipDataset]:
+        """The clips by what they are for; without "test" where there are none."""
+        made = {"train": self.train, "evaluation": self.evaluation, "test": self.test}
+        return {part: clips for part, clips in made.items() if clips is not None}
+
     @property
     def fingerprint(self) -> str:
-        """Names this division of these clips."""
-        parts = (self.train, self.evaluation, self.test)
-        return fingerprint(*(part.identities if part else [] for part in parts))
+        """A hash of this division of these clips, by their names and labels."""
+        parts = self.parts.values()
+        return fingerprint(*([f"{clip.path}\0{clip.label}" for clip in part.clips] for part in parts))
 
 
 def prepare_data(
     config: TrainConfig,
     sampling_rate: int,
     min_samples: int,
-    window_samples: int | None = None,
+    model_max_samples: int | None = None,
 ) -> RunData:
     """Load, decode, divide and label the clips that `config` names, at `sampling_rate`.
 
     A clip that does not decode, or gives fewer than `min_samples`, is left out before the division; what lies
-    beyond the `window_samples` that the model hears is not decoded.
+    beyond the `model_max_samples` that the model takes is not decoded.
     Raises InputsRefused where those are more than `max_bad_clips`, UserError where the data set does not fit.
     """
-    max_samples, limit = what_is_heard(config.max_seconds, sampling_rate, min_samples, window_samples)
+    max_samples, limit = kept_samples(config.max_seconds, sampling_rate, min_samples, model_max_samples)
     cache_dir = cache_folder(config.cache_dir)
     chosen = choose_clips(config, cache_dir)
     labels, notes = chosen.labels, chosen.notes
@@ -57,58 +73,54 @@ def prepare_data(
     )
     good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
 
-    ends = np.cumsum([len(chosen.train), len(chosen.evaluation)])
-    train_rows, eval_rows, test_rows = (rows[good[rows]] for rows in np.split(np.arange(len(clips)), ends))
+    part_of = np.repeat(PARTS, [len(chosen.train), len(chosen.evaluation), len(chosen.test)])
+    rows = {part: np.flatnonzero(good & (part_of == part)) for part in PARTS}
     if not chosen.evaluation:
-        train_rows, eval_rows = divide(config, [clips[row] for row in train_rows], train_rows, notes)
-    # In order of length, so that a batch of the evaluation needs little padding.
-    eval_rows, test_rows = (
-        rows[np.argsort(waveforms.num_samples[rows], kind="stable")] for rows in (eval_rows, test_rows)
-    )
-    for rows, what in ((train_rows, "train"), (eval_rows, "evaluate")):
-        if len(rows) == 0:
+        train = rows["train"]
+        rows["train"], rows["evaluation"] = divide(config, [clips[row] for row in train], train, notes)
+    for part in ("evaluation", "test"):  # in order of length, so that a batch needs little padding
+        rows[part] = rows[part][np.argsort(waveforms.num_samples[rows[part]], kind="stable")]
+    for part, what in (("train", "train"), ("evaluation", "evaluate")):
+        if len(rows[part]) == 0:
             raise UserError(
                 f"{config.dataset} leaves no clips to {what} on. Give more, or another --eval-fraction."
             )
-    if chosen.test and len(test_rows) == 0:
+    if chosen.test and len(rows["test"]) == 0:
         raise UserError("None of the test clips can be used.")
 
-    has_clips = {clips[row].label for row in train_rows}
+    has_clips = {clips[row].label for row in rows["train"]}
     if untrained := [label for label in labels if label not in has_clips]:
         notes.append(f"no clip to train on for: {named(untrained)}")
     if max_samples is not None:
         note_cut(waveforms, max_samples, limit, notes)
     if waveforms.cache is None:
-        notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are heard")
-    trained = {clips[row].audio.content() for row in train_rows}
-    for rows, what in ((eval_rows, "evaluation"), (test_rows, "test")):
-        if twice := [clips[row].path for row in rows if clips[row].audio.content() in trained]:
-            flatter = f"trained on too: their scores flatter the model ({named(twice, 3)})"
-            notes.append(f"{len(twice)} of the {what} clips are {flatter}")
-
-    if config.group_column:
-        note_shared_groups(config.group_column, clips, train_rows, eval_rows, test_rows, notes)
+        notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are used")
+    for part, shared in trained_too(clips, rows, lambda clip: clip.audio.same_file_key()):
+        flatter = f"trained on too: their scores flatter the model ({named([c.path for c in shared], 3)})"
+        notes.append(f"{len(shared)} of the {part} clips are {flatter}")
+    for part, shared in trained_too(clips, rows, lambda clip: clip.group):
+        groups = named(sorted({str(clip.group) for clip in shared}), 3)
+        notes.append(
+            f"{len(shared)} of the {part} clips are of a {config.group_column} trained on too: {groups}"
+        )
 
     number = {label: id for id, label in enumerate(labels)}
     label_ids = np.array([number[clip.label] for clip in clips])
-    train, evaluation, test = (
-        ClipDataset(waveforms, rows, label_ids[rows]) for rows in (train_rows, eval_rows, test_rows)
-    )
-    return RunData(
-        train, evaluation, test if chosen.test else None, labels, chosen.eval_name, notes, chosen.commits
-    )
+    made = {part: ClipDataset(waveforms, rows[part], label_ids[rows[part]]) for part in PARTS}
+    test = made["test"] if chosen.test else None
+    return RunData(made["train"], made["evaluation"], test, labels, chosen.eval_name, notes, chosen.commits)
 
 
-def what_is_heard(
-    max_seconds: float | None, sampling_rate: int, min_samples: int, window_samples: int | None
+def kept_samples(
+    max_seconds: float | None, sampling_rate: int, min_samples: int, model_max_samples: int | None
 ) -> tuple[int | None, str]:
-    """The samples that are heard of a clip (None: all of them), and in words what limits them."""
+    """How many samples of each clip are used (None: all), and the name of the limit for messages."""
     max_samples = None if max_seconds is None else round(max_seconds * sampling_rate)
     if max_samples is not None and max_samples < min_samples:
         shortest = min_samples / sampling_rate
         raise UserError(f"--max-seconds is {max_seconds:g}, less than the model needs, {shortest:g} s.")
-    if window_samples is not None and (max_samples is None or window_samples < max_samples):
-        return window_samples, f"The model's window of {window_samples / sampling_rate:g} s"
+    if model_max_samples is not None and (max_samples is None or model_max_samples < max_samples):
+        return model_max_samples, f"The model's input of {model_max_samples / sampling_rate:g} s"
     return max_samples, "" if max_seconds is None else f"--max-seconds {max_seconds:g}"
 
 
@@ -136,52 +148,18 @@ def leave_out_bad(
     return good
 
 
-def divide(
-    config: TrainConfig, clips: list[Clip], rows: np.ndarray, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on, rows to evaluate on."""
-    if config.split_by == "stratified":
-        (train, evaluation), undivided = stratified_split(
-            [clip.label for clip in clips], config.eval_fraction, config.seed
-        )
-        if undivided:
-            notes.append(f"too few clips to divide, all to train on: {named(undivided)}")
-    elif config.split_by == "group":
-        groups = [clip.group for clip in clips if clip.group is not None]
-        if len(groups) < len(clips):
-            raise UserError(
-                f"{len(clips) - len(groups)} clips have nothing in the column {config.group_column}."
-            )
-        if len(set(groups)) < 2:
-            raise UserError(
-                f"--group-column {config.group_column} holds one group: there is nothing to divide by."
-            )
-        train, evaluation = group_split(groups, config.eval_fraction, config.seed)
-        held_out = sorted({groups[index] for index in evaluation})
-        notes.append(f"held out by {config.group_column}: {named(held_out)}")
-    else:
-        train, evaluation = random_split(len(clips), config.eval_fraction, config.seed)
-    return rows[train], rows[evaluation]
-
-
-def note_shared_groups(
-    column: str,
-    clips: list[Clip],
-    train_rows: np.ndarray,
-    eval_rows: np.ndarray,
-    test_rows: np.ndarray,
-    notes: list[str],
-) -> None:
-    """Say which clips are scored whose group (a speaker) is trained on."""
-    trained = {clips[row].group for row in train_rows} - {None}
-    for rows, what in ((eval_rows, "evaluation"), (test_rows, "test")):
-        if shared := [clips[row].group for row in rows if clips[row].group in trained]:
-            of = named(sorted({str(group) for group in shared}), 3)
-            notes.append(f"{len(shared)} of the {what} clips are of a {column} trained on too: {of}")
+def trained_too(
+    clips: list[Clip], rows: dict[str, np.ndarray], key: Callable[[Clip], Hashable]
+) -> Iterator[tuple[str, list[Clip]]]:
+    """Of the evaluation and the test, the clips whose `key` is that of a training clip, if there are any."""
+    trained = {key(clips[row]) for row in rows["train"]} - {None}
+    for part in ("evaluation", "test"):
+        if shared := [clips[row] for row in rows[part] if key(clips[row]) in trained]:
+            yield part, shared
 
 
 def note_cut(waveforms: Waveforms, max_samples: int, limit: str, notes: list[str]) -> None:
-    """Say what the `limit` costs: the clips it cuts, and the audio that is never heard."""
+    """Say what the `limit` costs: the clips it cuts, and the audio that is not used."""
     sampling_rate = waveforms.sampling_rate
     seconds = waveforms.seconds[waveforms.num_samples > 0]
     kept = np.minimum(seconds, max_samples / sampling_rate)
@@ -189,5 +167,5 @@ def note_cut(waveforms: Waveforms, max_samples: int, limit: str, notes: list[str
     if cut:
         notes.append(
             f"{limit} cuts {cut / len(seconds):.0%} of the clips; "
-            f"{1 - kept.sum() / seconds.sum():.0%} of the audio is never heard"
+            f"{1 - kept.sum() / seconds.sum():.0%} of the audio is not used"
         )

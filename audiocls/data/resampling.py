@@ -22,10 +22,10 @@ def resample(waveform: Waveform, from_rate: int, to_rate: int) -> Waveform:
         return resampler(from_rate, to_rate)(torch.from_numpy(waveform)).numpy()
 
 
-def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Iterator[Waveform]:
+def resample_blocks(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Iterator[Waveform]:
     """Pieces of what `resample` would make of all the blocks together, at bounded memory.
 
-    A piece is resampled with so much before and after it as the filter hears, in whole periods of the two
+    A piece is resampled with so much before and after it as the filter reaches, in whole periods of the two
     rates, and its own part is kept.
     """
     if from_rate == to_rate:
@@ -36,21 +36,15 @@ def resampled(blocks: Iterable[Waveform], from_rate: int, to_rate: int) -> Itera
     margin = math.ceil(filter_half_width(from_rate, to_rate) / period)  # in periods, as the next two
     piece = max(1, PIECE_SAMPLES // period)
     before = 0
-    waiting, num_waiting = [], 0
+    rest = np.zeros(0, np.float32)
     for block in blocks:
-        waiting.append(block)
-        num_waiting += len(block)
-        if num_waiting < (before + piece + margin) * period:
-            continue
-        rest = np.concatenate(waiting)
+        rest = np.concatenate([rest, block])
         while len(rest) >= (before + piece + margin) * period:
             new = resample(rest[: (before + piece + margin) * period], from_rate, to_rate)
             yield new[before * new_period : (before + piece) * new_period].copy()
             rest = rest[(before + piece - margin) * period :]
             before = margin
-        waiting, num_waiting = [rest], len(rest)
-    if waiting:
-        rest = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+    if len(rest):
         yield resample(rest, from_rate, to_rate)[before * new_period :]
 
 
@@ -62,7 +56,7 @@ def resampler(from_rate: int, to_rate: int) -> torch.nn.Module:
 
 
 def filter_half_width(from_rate: int, to_rate: int) -> int:
-    """Samples at `from_rate` (in lowest terms) to each side that one resampled value hears."""
+    """Samples at `from_rate` (in lowest terms) to each side that one resampled value depends on."""
     divisor = math.gcd(from_rate, to_rate)
     before, after = from_rate // divisor, to_rate // divisor
     return math.ceil(6 * before / (min(before, after) * 0.99))  # torchaudio's filter width and roll-off

@@ -11,26 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audiocls import __version__
 from audiocls.config import MANIFEST_SUFFIXES, is_missing_path
 from audiocls.data.audio import AUDIO_SUFFIXES
 from audiocls.data.clips import Clip, FileAudio, HubAudio
 from audiocls.data.demo import write_demo
-from audiocls.data.manifest import clip_files, note_repeated, read_manifest
+from audiocls.data.tables import clip_files, note_repeated, read_manifest
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.hub import commit_of, loading
-from audiocls.leftovers import unfinished_folder
-from audiocls.storage import failing_as
+from audiocls.storage import failing_as, unfinished_folder
+from audiocls.version import __version__
 
 SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "dev": "validation",
-    "test": "test",
-    "testing": "test",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 # Tried where no column is named: the guide's, then other obvious names.
 GUIDE_COLUMNS = {"audio": "audio", "label": "intent_class"}
@@ -160,19 +154,17 @@ def load_manifest(name: str, path: Path, columns: Columns) -> Source:
     audio_column = find_column("audio", columns.audio, AUDIO_COLUMNS, there, source)
     label_column = find_column("label", columns.label, LABEL_COLUMNS, there, source)
     group_column = find_column("group", columns.group, (), there, source) if columns.group else None
-    unlabelled = 0
     files = clip_files(path, rows, audio_column)
     source.notes += note_repeated(path, files)
     for row, file in zip(rows, files, strict=True):
         label = label_text(row.get(label_column))
         if label is None:
-            unlabelled += 1
             continue
         split = str(row.get("split") or "train").lower()
         group = label_text(row.get(group_column)) if group_column else None
         clips = source.splits.setdefault(SPLIT_FOLDERS.get(split, split), [])
         clips.append(Clip(str(file), FileAudio(file), label, group))
-    note_unlabelled(source, unlabelled)
+    note_unlabelled(source, len(rows) - sum(map(len, source.splits.values())))
     return source
 
 
@@ -236,10 +228,10 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
 def find_column(
     kind: str, named: str | None, candidates: Iterable[str], there: list[str], source: Source
 ) -> str:
-    """The column `named`; where none is, the guide's, or else the one obvious candidate, which is noted."""
-    guides = GUIDE_COLUMNS.get(kind)
-    if named in there or (named is None and guides in there):
-        return str(named or guides)
+    """The column of this kind: the one `named`, else the guide's, else the one candidate, which is noted."""
+    first = GUIDE_COLUMNS.get(kind, "") if named is None else named
+    if first in there:
+        return first
     obvious = [column for column in candidates if column in there]
     if named is None and len(obvious) == 1:
         note = f"{source.name}: the column {obvious[0]!r} is taken for the {kind}"

@@ -1,12 +1,142 @@
-"""Dividing clips into those to train on and those to evaluate on."""
+"""Which clips train, are evaluated on and test: the splits that a data set has, and ways to divide one."""
 
 import hashlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from audiocls.config import GUIDE_CONFIGS, TrainConfig
+from audiocls.data.clips import Clip
+from audiocls.data.sources import Columns, Source, label_order, load_source
+from audiocls.errors import UserError, named
+
+MOST_LONELY = 10  # classes of one clip each that may be meant
+
+
+@dataclass
+class Chosen:
+    """The clips of a run before they are decoded; no evaluation where a part of train is to be held out."""
+
+    train: list[Clip]
+    evaluation: list[Clip]
+    test: list[Clip]
+    labels: list[str]
+    eval_name: str
+    notes: list[str]
+    commits: dict[str, str]
+
+
+def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
+    """Load the data sets that `config` names and pick the splits and labels."""
+    columns = Columns(config.audio_column, config.label_column, config.group_column)
+
+    def load(name: str) -> Source:
+        is_main = name == config.dataset
+        subset = (config.dataset_config if is_main else None) or GUIDE_CONFIGS.get(name)
+        revision = config.dataset_revision if is_main else None
+        return load_source(name, columns, config=subset, revision=revision, cache_dir=cache_dir)
+
+    source = load(config.dataset)
+    eval_source = load(config.eval_dataset) if config.eval_dataset else source
+    test_source = load(config.test_dataset) if config.test_dataset else source
+    train = split_named(source, config.train_split, "--train-split")
+    eval_name, evaluation = choose_evaluation(config, eval_source)
+    test = choose_test(config, test_source, eval_name if eval_source is source else None)
+    labels = source.label_names or label_order(clip.label for clip in train)
+    check_labels(source.name, labels, train, [*evaluation, *test])
+    sources = {one.name: one for one in (source, eval_source, test_source)}.values()
+    notes = [note for one in sources for note in one.notes]
+    commits = {one.name: one.commit for one in sources if one.commit is not None}
+    return Chosen(train, evaluation, test, labels, eval_name, notes, commits)
+
+
+def split_named(source: Source, split: str, flag: str) -> list[Clip]:
+    if split not in source.splits:
+        raise UserError(
+            f"{source.name} has no split {split!r}. It has: {', '.join(source.splits)}. Name one with {flag}."
+        )
+    if not source.splits[split]:
+        raise UserError(f"The split {split!r} of {source.name} holds no labelled clips.")
+    return source.splits[split]
+
+
+def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Clip]]:
+    """The split or set to evaluate on; no clips where a part of train is held out."""
+    if config.eval_split:
+        return config.eval_split, split_named(source, config.eval_split, "--eval-split")
+    if config.eval_dataset:
+        return config.eval_dataset, only_split(source, "validation", "--eval-split")
+    if config.split_by == "random":
+        for split in ("validation", "test"):
+            if split in source.splits and split not in (config.train_split, config.test_split):
+                return split, split_named(source, split, "--eval-split")
+    return f"held out of {config.train_split}", []
+
+
+def choose_test(config: TrainConfig, source: Source, eval_split: str | None) -> list[Clip]:
+    """The clips scored once at the end; none where no test set is given."""
+    if config.test_split:
+        return split_named(source, config.test_split, "--test-split")
+    if config.test_dataset:
+        return only_split(source, "test", "--test-split")
+    if "test" in source.splits and "test" not in (config.train_split, eval_split):
+        return split_named(source, "test", "--test-split")
+    return []
+
+
+def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
+    """The one split of a set that was given for one purpose, or the one named after the purpose."""
+    only = next(iter(source.splits)) if len(source.splits) == 1 else preferred
+    return split_named(source, only, flag)
+
+
+def check_labels(name: str, labels: list[str], train: list[Clip], others: list[Clip]) -> None:
+    if len(labels) < 2:
+        raise UserError(
+            f"{name} has one class, {named(labels)}: a classifier needs at least two. If it is a manifest, "
+            "is --label-column right?"
+        )
+    if len(train) == len({clip.label for clip in train}) > MOST_LONELY:
+        raise UserError(f"{name}: each clip has a label of its own. Is --label-column right?")
+    if unknown := {clip.label for clip in others} - set(labels):
+        raise UserError(
+            f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
+            f"It trains: {named(labels)}."
+        )
+
+
 Split = tuple[list[int], list[int]]  # indices to train on, indices to evaluate on
+
+
+def divide(
+    config: TrainConfig, clips: list[Clip], rows: np.ndarray, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `rows` to train on and to evaluate on, as --split-by says; `clips` are their clips."""
+    if config.split_by == "stratified":
+        (train, evaluation), undivided = stratified_split(
+            [clip.label for clip in clips], config.eval_fraction, config.seed
+        )
+        if undivided:
+            notes.append(f"too few clips to divide, all to train on: {named(undivided)}")
+    elif config.split_by == "group":
+        groups = [clip.group for clip in clips if clip.group is not None]
+        if len(groups) < len(clips):
+            raise UserError(
+                f"{len(clips) - len(groups)} clips have nothing in the column {config.group_column}."
+            )
+        if len(set(groups)) < 2:
+            raise UserError(
+                f"--group-column {config.group_column} holds one group: there is nothing to divide by."
+            )
+        train, evaluation = group_split(groups, config.eval_fraction, config.seed)
+        held_out = sorted({groups[index] for index in evaluation})
+        notes.append(f"held out by {config.group_column}: {named(held_out)}")
+    else:
+        train, evaluation = random_split(len(clips), config.eval_fraction, config.seed)
+    return rows[train], rows[evaluation]
 
 
 def random_split(num_clips: int, eval_fraction: float, seed: int) -> Split:
@@ -22,9 +152,9 @@ def stratified_split(labels: Sequence[str], eval_fraction: float, seed: int) -> 
     train: list[int] = []
     evaluation: list[int] = []
     undivided = []
-    members_of: dict[str, list[int]] = {}
+    members_of: dict[str, list[int]] = defaultdict(list)
     for index, label in enumerate(labels):
-        members_of.setdefault(label, []).append(index)
+        members_of[label].append(index)
     for label, indices in sorted(members_of.items()):
         members = generator.permutation(indices).tolist()
         num_eval = min(round(eval_fraction * len(members)), len(members) - 1)
@@ -52,6 +182,6 @@ def group_split(groups: Sequence[str], eval_fraction: float, seed: int) -> Split
 
 
 def fingerprint(train: Sequence[str], evaluation: Sequence[str], test: Sequence[str] = ()) -> str:
-    """Names one division of named clips: equal only where every part holds the same clips in order."""
+    """A hash of the division: equal only if train, evaluation and test hold the same clips in order."""
     text = "\0\0".join("\0".join(part) for part in (train, evaluation, test))
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]

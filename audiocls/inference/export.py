@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audiocls import __version__
-from audiocls.data.loader import Example
-from audiocls.errors import InputOutputFailed, UserError
-from audiocls.hub import first_line
+from audiocls.data.collators import Example
+from audiocls.errors import UserError, reason
 from audiocls.inference.classifier import Classifier
 from audiocls.lean_torch import complete_torch
 from audiocls.storage import complete_path
+from audiocls.version import __version__
 
 Inputs = dict[str, Tensor]
 Run = Callable[[Inputs], Tensor]  # the exported file: inputs -> logits
@@ -54,10 +53,9 @@ def export(classifier: Classifier, format: str, output: str) -> str:
     model = Logits(classifier.model, next(iter(batches[0]))).eval()
     write, open_file = (write_onnx, open_onnx) if format == "onnx" else (write_torch, open_torch)
     with complete_path(Path(os.path.expanduser(output))) as unfinished, torch.no_grad():
-        with cannot_export(classifier, format), quiet():
-            write(model, batches[0], metadata_of(classifier), unfinished)
-            run = open_file(unfinished)
-            difference = largest_difference(model, run, batches)
+        with quiet_exporter(classifier.backbone.config.model_type, format):
+            write(model, batches[0], metadata_of(classifier, batches[0]), unfinished)
+            difference = largest_difference(model, open_file(unfinished), batches)
         if not difference <= TOLERANCE:
             raise UserError(
                 f"The {format} file would give other logits, by up to {difference:.1g} of their spread: not "
@@ -84,21 +82,20 @@ class Logits(nn.Module):
         return self.model(**inputs)
 
 
-def metadata_of(classifier: Classifier) -> dict[str, Any]:
+def metadata_of(classifier: Classifier, inputs: Inputs) -> dict[str, Any]:
     """What one must know to use the file: what goes in, and what the logits are."""
     backbone = classifier.backbone
     extractor = backbone.feature_extractor
-    takes_mask = "attention_mask" in inputs_of(classifier, CHECKED_BATCHES[0])
     about = {
         "labels": classifier.labels,  # in the order of the logits
-        "problem_type": classifier.backbone.problem_type or "single_label_classification",
+        "problem_type": backbone.problem_type or "single_label_classification",
         "sampling_rate": backbone.sampling_rate,  # Hz
         "min_samples": backbone.min_samples,
-        "max_samples": backbone.max_samples,  # what is beyond is not heard; null: all is heard
-        "attention_mask": takes_mask,
+        "max_samples": backbone.max_samples,  # what is beyond is not used; null: all is used
+        "attention_mask": "attention_mask" in inputs,
         # If not, only clips of one length may share a batch.
         "padding_invariant": classifier.padding_invariant,
-        "model_type": classifier.backbone.config.model_type,
+        "model_type": backbone.config.model_type,
         "audiocls_version": __version__,
     }
     if backbone.takes_waveforms:
@@ -150,8 +147,6 @@ def write_onnx(model: nn.Module, inputs: Inputs, metadata: dict[str, Any], path:
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if num_bytes > MAX_ONNX_BYTES:
         raise UserError(f"The model has {num_bytes / 1e9:.1f} GB, an ONNX file holds 2: use --export torch.")
-    import onnx
-
     program = torch.onnx.export(
         model,
         tuple(inputs.values()),
@@ -162,24 +157,18 @@ def write_onnx(model: nn.Module, inputs: Inputs, metadata: dict[str, Any], path:
         verbose=False,
     )
     assert program is not None
-    proto = program.model_proto
-    onnx.helper.set_model_props(
-        proto,
-        {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()},
-    )
-    path.write_bytes(proto.SerializeToString())
+    for key, value in metadata.items():
+        program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    path.write_bytes(program.model_proto.SerializeToString())
 
 
 def open_onnx(path: Path) -> Run:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(inputs: Inputs) -> Tensor:
-        (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
-        return torch.from_numpy(logits)
-
-    return run
+    return lambda inputs: torch.from_numpy(
+        session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})[0]
+    )
 
 
 def largest_difference(model: nn.Module, run: Run, batches: list[Inputs]) -> float:
@@ -190,28 +179,20 @@ def largest_difference(model: nn.Module, run: Run, batches: list[Inputs]) -> flo
 
 
 @contextlib.contextmanager
-def cannot_export(classifier: Classifier, format: str) -> Iterator[None]:
-    """The exporters' many errors as one line."""
-    try:
-        yield
-    except (UserError, InputOutputFailed, OSError):
-        raise
-    except Exception as error:
-        kind, other = classifier.backbone.config.model_type, "torch" if format == "onnx" else "onnx"
-        raise UserError(
-            f"A {kind} has no {format} export that takes any batch and length, try --export {other}: "
-            f"{first_line(error)}"
-        ) from error
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporters' warnings about themselves."""
+def quiet_exporter(model_type: str, format: str) -> Iterator[None]:
+    """Without the exporters' warnings about themselves, and their many errors as one line."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        other = "torch" if format == "onnx" else "onnx"
+        raise UserError(
+            f"A {model_type} has no {format} export that takes any batch and length, try --export {other}: "
+            f"{reason(error)}"
+        ) from error
     finally:
         logging.disable(level)

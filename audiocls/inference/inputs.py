@@ -37,15 +37,11 @@ def paths_from(file: BinaryIO) -> Iterator[str]:
     while piece := file.read1(2**16):  # type: ignore[attr-defined]
         rest += piece
         separator = separator or (b"\0" if b"\0" in rest else b"\n" if b"\n" in rest else b"")
-        if separator:
-            *complete, rest = rest.split(separator)
-            yield from paths_in(complete, separator)
+        *complete, rest = rest.split(separator) if separator else [rest]
+        yield from paths_in(complete, separator)
     yield from paths_in([rest], separator)
 
 
 def paths_in(names: list[bytes], separator: bytes) -> Iterator[str]:
-    for name in names:
-        if separator != b"\0":
-            name = name.removesuffix(b"\r")  # a list that was written on Windows
-        if name:
-            yield os.fsdecode(name)
+    ending = b"" if separator == b"\0" else b"\r"  # of a list that was written on Windows
+    return (os.fsdecode(path) for name in names if (path := name.removesuffix(ending)))

@@ -14,26 +14,26 @@ from typing import Any, TextIO
 from audiocls.config import InferConfig
 from audiocls.errors import UserError, one_line
 from audiocls.inference.classifier import Prediction
-from audiocls.model.trust import read_json
+from audiocls.model.files import read_json
 from audiocls.storage import complete_file
 
 
 def unlike_training(config: InferConfig) -> str | None:
-    """A note where more is heard at once than a run's model was trained on, the beginning of clips."""
+    """A note where a run's model, trained on the first seconds of clips, is now given more at once."""
     folder = Path(os.path.expanduser(config.model)).absolute()
     run = folder.parent if folder.name == "best" else folder
     try:
         trained = read_json(run / "run.json")["config"]["max_seconds"]
     except (UserError, LookupError, TypeError):  # not a run's folder
         return None
-    heard = config.window or config.max_seconds or math.inf
-    if not isinstance(trained, float) or heard <= trained:
+    used = config.window or config.max_seconds or math.inf
+    if not isinstance(trained, float) or used <= trained:
         return None
     if config.window is not None:
-        hears, flag = f"windows of {heard:g} s", "--window"
+        given, flag = f"windows of {used:g} s", "--window"
     else:
-        hears, flag = "whole files" if heard == math.inf else f"{heard:g} s of files", "--max-seconds"
-    return f"note: trained on the first {trained:g} s of clips, hears {hears}: see {flag} {trained:g}"
+        given, flag = "whole files" if used == math.inf else f"{used:g} s of files", "--max-seconds"
+    return f"note: trained on the first {trained:g} s of clips, given {given}: see {flag} {trained:g}"
 
 
 def with_progress(predictions: Iterable[Prediction], total: int | None) -> Iterator[Prediction]:
@@ -63,50 +63,40 @@ def write_predictions(
     In csv there are columns for `windows` and `true_labels` where they say so.
     """
     refused = 0
-    more = [("start", "end")] * windows + [("true_label",)] * true_labels
-    table = Table(file, top_k, [name for names in more for name in names]) if format == "csv" else None
+    columns = ["path", *["start", "end"] * windows, *["true_label"] * true_labels, "error"]
+    table = csv.writer(file, lineterminator="\n")
+    if format == "csv":
+        ranks = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
+        table.writerow([*columns, *(f"{name}{rank}" for rank in ranks for name in ("label", "score"))])
     for prediction in predictions:
         refused += prediction.start is None and prediction.error is not None
-        if table is not None:
-            table.write(prediction)
+        if format == "csv":
+            cells = as_cells(prediction, columns, top_k)
+            table.writerow(map(one_line, cells) if file.isatty() else cells)
         else:
-            file.write(json.dumps(as_json(prediction)) + "\n" if format == "jsonl" else as_text(prediction))
+            file.write(as_json(prediction) if format == "jsonl" else as_text(prediction))
         file.flush()
     return refused
 
 
-class Table:
-    """Results as CSV, a row each. A cell of text that a spreadsheet would run as a formula begins with '."""
-
-    def __init__(self, file: TextIO, top_k: int, more: list[str]) -> None:
-        self.rows = csv.writer(file, lineterminator="\n")
-        self.is_terminal = file.isatty()
-        self.more = more
-        self.num_cells = 2 * top_k
-        ranks = ["", *(f"_{rank}" for rank in range(2, top_k + 1))]
-        scores = [f"{name}{rank}" for rank in ranks for name in ("label", "score")]
-        self.rows.writerow(["path", *more, "error", *scores])
-
-    def write(self, prediction: Prediction) -> None:
-        cells = [self.text(prediction.path)]
-        for name in self.more:
-            value = getattr(prediction, name)
-            cells.append(f"{value:.3f}" if isinstance(value, float) else self.text(value))
-        cells.append(self.text(prediction.error))
-        for label, score in prediction.scores:
-            cells += [self.text(label), f"{score:.6f}"]
-        missing = self.num_cells - 2 * len(prediction.scores)
-        self.rows.writerow(cells + [""] * missing)
-
-    def text(self, value: str | None) -> str:
-        value = (value or "").replace("\r", "\\r")  # csv.writer leaves one unquoted, which ends the row
-        # https://owasp.org/www-community/attacks/CSV_Injection
-        value = f"'{value}" if value.startswith(tuple("=+-@\t\n")) else value
-        return one_line(value) if self.is_terminal else value
+def as_cells(prediction: Prediction, columns: list[str], top_k: int) -> list[str]:
+    """A row of CSV: what `columns` name, then `top_k` times a label and its score, or empty cells."""
+    values = [getattr(prediction, name) for name in columns]
+    cells = [f"{value:.3f}" if isinstance(value, float) else no_formula(value or "") for value in values]
+    for label, score in prediction.scores:
+        cells += [no_formula(label), f"{score:.6f}"]
+    return cells + [""] * (2 * (top_k - len(prediction.scores)))
 
 
-def as_json(prediction: Prediction) -> dict[str, Any]:
-    """What is known, and nothing else.
+def no_formula(text: str) -> str:
+    """A cell of text, with a ' before what a spreadsheet would run as a formula."""
+    text = text.replace("\r", "\\r")  # csv.writer leaves one unquoted, which ends the row
+    # https://owasp.org/www-community/attacks/CSV_Injection
+    return f"'{text}" if text.startswith(tuple("=+-@\t\n")) else text
+
+
+def as_json(prediction: Prediction) -> str:
+    """A line with what is known, and nothing else.
 
     Names that are not UTF-8 have their odd bytes replaced, as strict readers refuse half a surrogate pair; a
     path's bytes are then all in "path_base64".
@@ -120,7 +110,7 @@ def as_json(prediction: Prediction) -> dict[str, Any]:
     if prediction.error is None:
         scores = [{"label": unicode(label), "score": score} for label, score in prediction.scores]
         line |= scores[0] | {"scores": scores}
-    return line
+    return json.dumps(line) + "\n"
 
 
 def unicode(text: str) -> str:
@@ -134,14 +124,13 @@ def as_text(prediction: Prediction) -> str:
     if prediction.true_label is not None:
         name += f"  (labelled {one_line(prediction.true_label)})"
     labels = [f"{score:.4f}  {one_line(label)}" for label, score in prediction.scores]
-    error = f"refused: {one_line(prediction.error)}" if prediction.error is not None else ""
+    error = "" if prediction.error is None else f"refused: {one_line(prediction.error)}"
+    in_one_line = error or "   ".join(labels)
     if prediction.start is not None:
         head = f"{name}\n" if prediction.start == 0 else ""
-        times = f"{prediction.start:8.2f} to {prediction.end:8.2f} s"
-        return f"{head}{times}   {error or '   '.join(labels)}\n"
+        return f"{head}{prediction.start:8.2f} to {prediction.end:8.2f} s   {in_one_line}\n"
     if prediction.num_windows is not None:
-        windows = f"{prediction.num_windows} windows in all"
-        return f"{windows:>22}   {error or '   '.join(labels)}\n"
+        return f"{f'{prediction.num_windows} windows in all':>22}   {in_one_line}\n"
     return "\n".join([f"{name}: {error}" if error else name, *(f"  {label}" for label in labels)]) + "\n"
 
 
@@ -157,6 +146,6 @@ def results_file(output: str | None) -> Iterator[TextIO]:
         with os.fdopen(os.dup(1), "w", encoding="utf-8", errors="surrogateescape") as stdout:
             os.dup2(2, 1)
             yield stdout
-        return
-    with complete_file(Path(os.path.expanduser(output))) as file:
-        yield file
+    else:
+        with complete_file(Path(os.path.expanduser(output))) as file:
+            yield file

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from audiocls.data.audio import (
@@ -19,102 +18,107 @@ from audiocls.data.audio import (
     open_audio,
 )
 from audiocls.data.clips import Clip
-from audiocls.data.resampling import Waveform, resample, resampled
+from audiocls.data.resampling import Waveform, resample, resample_blocks
 from audiocls.errors import UserError, one_line
 from audiocls.inference.windows import first, windows
 
-# A path, an encoded file's bytes, a waveform [samples] or [samples, channels], or a data set's clip.
-Recording = str | Path | bytes | np.ndarray | Tensor | Clip
+Encoded = Path | bytes  # a file, or what is in it
+Array = np.ndarray | Tensor  # a waveform, [samples] or [samples, channels]
+Recording = str | Encoded | Array | Clip  # a str is a path, a Clip one of a data set
 
 
 @dataclass(frozen=True)
-class Hearing:
-    """What is heard of recordings."""
+class ReadOptions:
+    """How a recording is read: rate, limits, windows."""
 
     rate: int  # the model's sampling rate, in Hz
     min_samples: int  # at that rate
     max_samples: int | None  # at that rate; None: all
     waveform_rate: int | None = None  # of arrays, in Hz
-    max_decode_seconds: float = MAX_DECODE_SECONDS  # of a recording that is not heard in windows
-    window_seconds: float | None = None  # None: no windows
-    hop_seconds: float = 0.0
+    max_decode_seconds: float = MAX_DECODE_SECONDS  # of a recording that is not read in windows
+    windows: tuple[float, float] | None = None  # seconds of each, and from one's start to the next one's
 
 
 @dataclass(frozen=True)
-class Piece:
-    """What is classified at once; a recording in windows ends with a piece that has no waveform."""
+class Prediction:
+    """What a recording, or a window of it, was taken for; or why it could not be used."""
 
-    path: str | None  # as given; None for an array or bytes
-    true_label: str | None = None
-    waveform: Waveform | None = None  # float32 [samples], at the model's rate
-    start: float | None = None  # of a window, in seconds
+    path: str | None  # as given; None for a waveform or bytes
+    scores: list[tuple[str, float]]  # (label, score), best first; empty where refused
+    error: str | None = None
+    start: float | None = None  # of a window, in seconds; None: this is about the whole recording
     end: float | None = None
-    error: str | None = None  # why (the rest of) the recording cannot be used
+    num_windows: int | None = None  # whose scores were put together
+    true_label: str | None = None  # of a data set's clip
+
+    @property
+    def label(self) -> str | None:
+        return self.scores[0][0] if self.scores else None
+
+    @property
+    def score(self) -> float | None:
+        return self.scores[0][1] if self.scores else None
 
 
-def pieces_of(recording: Recording, hearing: Hearing) -> Iterator[Piece]:
-    """The recording's pieces, one after another; what is wrong with it is the last one's `error`.
+# What is classified at once: a Prediction still without scores, and the waveform to score, at the model's
+# rate. None where the recording is refused, or was read in windows, which came before.
+Piece = tuple[Prediction, Waveform | None]
 
-    Raises UserError where it is no recording at all, or an array whose rate is not known.
+
+def pieces_of(recording: Recording, options: ReadOptions) -> Iterator[Piece]:
+    """The recording's windows, where `options` has windows, and last the whole recording.
+
+    What is wrong with it is the last one's `error`. Raises UserError where it is no recording at all, or an
+    array whose rate is not known.
     """
+    whole, audio = Prediction(None, []), recording
     match recording:
         case Clip():
-            last = Piece(recording.path, recording.label)
+            whole, audio = Prediction(recording.path, [], true_label=recording.label), recording.audio.read()
         case str() | Path():
-            last = Piece(str(recording))
-        case _:
-            last = Piece(None)
+            whole, audio = Prediction(str(recording), []), Path(recording)
+    if not isinstance(audio, Encoded | Array):
+        raise UserError(
+            f"A {type(recording).__name__} is no recording: give a path, a file's bytes, or a waveform "
+            "(a NumPy array or a tensor)."
+        )
     try:
-        if hearing.window_seconds is None:
-            waveform = whole(recording, hearing)
-            check_length(len(waveform), hearing.min_samples, hearing.rate)
-            last = replace(last, waveform=waveform)
-        else:
-            heard = first(in_blocks(recording, hearing), hearing.max_samples)
-            for start, window in windows(heard, hearing.rate, hearing.window_seconds, hearing.hop_seconds):
-                check_length(len(window), hearing.min_samples, hearing.rate)
-                seconds = start / hearing.rate, (start + len(window)) / hearing.rate
-                yield Piece(last.path, last.true_label, window, *seconds)
+        if options.windows is None:
+            waveform = read(audio, options)
+            check_length(len(waveform), options.min_samples, options.rate)
+            yield whole, waveform
+            return
+        used = first(in_blocks(audio, options), options.max_samples)
+        for start, window in windows(used, options.rate, *options.windows):
+            check_length(len(window), options.min_samples, options.rate)
+            end = start + len(window)
+            yield replace(whole, start=start / options.rate, end=end / options.rate), window
     except BadAudio as error:
-        last = replace(last, error=str(error))
+        whole = replace(whole, error=str(error))
     except UnicodeEncodeError:
-        last = replace(last, path=one_line(str(last.path)), error="has a name that no file can have")
-    yield last
+        whole = replace(whole, path=one_line(str(whole.path)), error="has a name that no file can have")
+    yield whole, None
 
 
-def whole(recording: Recording, hearing: Hearing) -> Waveform:
-    """What is heard of the recording, at the model's rate. Raises BadAudio."""
-    if isinstance(recording, np.ndarray | Tensor):
-        return from_array(recording, hearing)[: hearing.max_samples]
-    return decode(encoded(recording), hearing.rate, hearing.max_samples, hearing.max_decode_seconds).waveform
+def read(audio: Encoded | Array, options: ReadOptions) -> Waveform:
+    """What is used of the recording, float32 [samples] at the model's rate. Raises BadAudio."""
+    if isinstance(audio, Array):
+        return from_array(audio, options)[: options.max_samples]
+    return decode(audio, options.rate, options.max_samples, options.max_decode_seconds).waveform
 
 
-def in_blocks(recording: Recording, hearing: Hearing) -> Iterator[Waveform]:
+def in_blocks(audio: Encoded | Array, options: ReadOptions) -> Iterator[Waveform]:
     """All of the recording at the model's rate, in blocks. Raises BadAudio."""
-    if isinstance(recording, np.ndarray | Tensor):
-        yield from_array(recording, hearing)
+    if isinstance(audio, Array):
+        yield from_array(audio, options)
         return
-    with open_audio(encoded(recording), hearing.rate) as file:
-        yield from resampled(blocks(file), file.samplerate, hearing.rate)
+    with open_audio(audio, options.rate) as file:
+        yield from resample_blocks(blocks(file), file.samplerate, options.rate)
 
 
-def encoded(recording: str | Path | bytes | Clip) -> Path | bytes:
-    match recording:
-        case Clip():
-            return recording.audio.read()
-        case bytes() | Path():
-            return recording
-        case str():
-            return Path(recording)
-    raise UserError(
-        f"A {type(recording).__name__} is no recording: give a path, a file's bytes, or a waveform "
-        "(a NumPy array or a tensor)."
-    )
-
-
-def from_array(recording: np.ndarray | Tensor, hearing: Hearing) -> Waveform:
+def from_array(recording: Array, options: ReadOptions) -> Waveform:
     """float32 [samples] at the model's rate. Raises BadAudio."""
-    if hearing.waveform_rate is None:
+    if options.waveform_rate is None:
         raise UserError("A waveform does not know its rate: give sampling_rate=, in Hz.")
     samples = as_float(recording)
     shape = list(samples.shape)
@@ -126,15 +130,14 @@ def from_array(recording: np.ndarray | Tensor, hearing: Hearing) -> Waveform:
             f"has shape {shape}, {channels} channels as [samples, channels]: turn one as torchaudio loads it "
             "(waveform.T), give several as a list (list(waveforms))"
         )
-    check_format(hearing.waveform_rate, channels, hearing.rate)
-    return resample(mono(samples), hearing.waveform_rate, hearing.rate)
+    check_format(options.waveform_rate, channels, options.rate)
+    return resample(mono(samples), options.waveform_rate, options.rate)
 
 
-def as_float(recording: np.ndarray | Tensor) -> np.ndarray:
+def as_float(recording: Array) -> np.ndarray:
     """float32 of any float, and of int16 and int32 scaled to [-1, 1) as a file's samples are."""
     if isinstance(recording, Tensor):
-        recording = recording.detach().cpu()
-        recording = (recording.float() if recording.dtype == torch.bfloat16 else recording).numpy()
+        recording = (recording.float() if recording.is_floating_point() else recording).detach().cpu().numpy()
     if recording.dtype in (np.int16, np.int32):
         return (recording / -float(np.iinfo(recording.dtype).min)).astype(np.float32)
     if recording.dtype.kind != "f":

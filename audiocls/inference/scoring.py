@@ -3,18 +3,19 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from audiocls.config import GUIDE_CONFIGS, InferConfig
 from audiocls.data.cache import cache_folder
-from audiocls.data.choice import only_split, split_named
 from audiocls.data.clips import Clip
 from audiocls.data.prepare import MOST_NAMED
 from audiocls.data.sources import Columns, load_source
+from audiocls.data.splits import only_split, split_named
 from audiocls.errors import UserError, named, one_line
 from audiocls.inference.classifier import Classifier, Prediction
-from audiocls.metrics import accuracy, macro_f1
+from audiocls.metrics import SCORES, all_scores, confusion_matrix
 
 
 def labelled_clips(config: InferConfig) -> list[Clip]:
@@ -34,8 +35,8 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
     return only_split(source, "test", "--eval-split")
 
 
-class Score:
-    """Counts how clips were classified while their predictions pass."""
+class ScoredClips:
+    """Keeps how clips were classified while their predictions pass."""
 
     def __init__(self, classifier: Classifier, clips: list[Clip]) -> None:
         """Raises UserError where the model cannot be scored on these clips."""
@@ -48,24 +49,27 @@ class Score:
             raise UserError(
                 f"None of the data set's labels ({named(theirs)}) is one of the model's ({named(labels)})."
             )
-        self.confusion = np.zeros((len(labels), len(labels)), np.int64)
+        self.true: list[int] = []  # the id of each clip's label
+        self.probabilities: list[np.ndarray] = []  # float64 [labels] of each clip
         self.unknown: list[Prediction] = []  # of clips whose label the model does not have
         self.refused = 0
 
-    def watch(self, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    def watch(self, predictions: Iterable[Prediction], top_k: int) -> Iterator[Prediction]:
+        """The predictions, which hold the score of every label, with the best `top_k` of each."""
         for prediction in predictions:
             if prediction.start is None:  # a recording, not a window of it
-                self.count(prediction)
-            yield prediction
+                self.keep(prediction)
+            yield replace(prediction, scores=prediction.scores[:top_k])
 
-    def count(self, prediction: Prediction) -> None:
+    def keep(self, prediction: Prediction) -> None:
         if prediction.true_label not in self.ids:
             self.unknown.append(prediction)
-        elif prediction.label is None:
+        elif not prediction.scores:
             self.refused += 1
         else:
-            true, predicted = self.ids[prediction.true_label], self.ids[prediction.label]
-            self.confusion[true, predicted] += 1
+            self.true.append(self.ids[prediction.true_label])
+            scores = dict(prediction.scores)
+            self.probabilities.append(np.array([scores[label] for label in self.labels]))
 
     def lines(self) -> Iterator[str]:
         """What a person reads of it."""
@@ -78,22 +82,24 @@ class Score:
                 yield f"  and {len(self.unknown) - MOST_NAMED} more"
         if self.refused:
             yield f"clips not scored, as they cannot be used: {self.refused}"
-        total = self.confusion.sum()
-        if total == 0:
+        if not self.true:
             yield "no clip could be scored"
             return
-        scores = f"accuracy {accuracy(self.confusion):.4f}, macro-F1 {macro_f1(self.confusion):.4f}"
-        yield f"{scores} on {total} clips"
-        yield from self.matrix()
+        labels, probabilities = np.array(self.true), np.stack(self.probabilities)
+        scores = all_scores(labels, probabilities)
+        shown = ", ".join(f"{SCORES[name].title} {value:.4f}" for name, value in scores.items())
+        yield f"{shown} on {len(labels)} clips"
+        yield from matrix_lines(confusion_matrix(labels, probabilities), self.labels)
 
-    def matrix(self) -> Iterator[str]:
-        """The confusion matrix of the labels that occur: a row a true label, a column a predicted one."""
-        there = np.flatnonzero(self.confusion.sum(axis=0) + self.confusion.sum(axis=1))
-        names = [one_line(self.labels[id]) for id in there]
-        width = max(len(str(self.confusion.max())), len(str(len(there) - 1))) + 2
-        left = max(map(len, names))
-        yield "a row for each true label, a column for each predicted one, in the same order:"
-        yield " " * (left + 4) + "".join(f"{number:{width}}" for number in range(len(there)))
-        for number, (id, name) in enumerate(zip(there, names, strict=True)):
-            cells = "".join(f"{count or '.':>{width}}" for count in self.confusion[id, there].tolist())
-            yield f"{number:3} {name:{left}}{cells}"
+
+def matrix_lines(confusion: np.ndarray, labels: list[str]) -> Iterator[str]:
+    """The confusion matrix of the labels that occur: a row a true label, a column a predicted one."""
+    there = np.flatnonzero(confusion.sum(axis=0) + confusion.sum(axis=1))
+    names = [one_line(labels[id]) for id in there]
+    width = max(len(str(confusion.max())), len(str(len(there) - 1))) + 2
+    left = max(map(len, names))
+    yield "a row for each true label, a column for each predicted one, in the same order:"
+    yield " " * (left + 4) + "".join(f"{number:{width}}" for number in range(len(there)))
+    for number, (id, name) in enumerate(zip(there, names, strict=True)):
+        cells = "".join(f"{count or '.':>{width}}" for count in confusion[id, there].tolist())
+        yield f"{number:3} {name:{left}}{cells}"

@@ -23,7 +23,7 @@ from torch.autograd.profiler import record_function as part
 from torch.nn.utils.parametrizations import weight_norm
 
 from audiocls.model.kernels import attention, dropout, linear, long_convolution
-from audiocls.model.settings import ACTIVATIONS, EncoderConfig
+from audiocls.model.settings import ACTIVATIONS, EncoderConfig, frames_after_each
 
 
 class SpeechClassifier(nn.Module):
@@ -128,22 +128,23 @@ class Convolutions(nn.Module):
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
+        self.config = config
         numbers = range(len(config.conv_dim))
         self.conv_layers: Any = nn.ModuleList(Convolution(config, number) for number in numbers)
 
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """float32 [batch, samples] -> features, float [batch, channels, frames]."""
-        hidden_states, num_frames = input_values[:, None], lengths
-        for convolution in self.conv_layers:
-            num_frames = None if num_frames is None else convolution.num_frames(num_frames)
+        hidden_states = input_values[:, None]
+        frames: list[Any] = [None] * len(self.conv_layers)  # None: all are real
+        if lengths is not None:
+            frames = frames_after_each(self.config, lengths)
+        for convolution, num_frames in zip(self.conv_layers, frames, strict=True):
             hidden_states = convolution(hidden_states, num_frames)
         return hidden_states
 
     def num_frames(self, lengths: Tensor) -> Tensor:
         """The frames that come of so many samples, int64 [batch] of int64 [batch]."""
-        for convolution in self.conv_layers:
-            lengths = convolution.num_frames(lengths)
-        return lengths
+        return frames_after_each(self.config, lengths)[-1]
 
 
 class Convolution(nn.Module):
@@ -151,9 +152,9 @@ class Convolution(nn.Module):
 
     def __init__(self, config: EncoderConfig, number: int) -> None:
         super().__init__()
-        self.kernel, self.stride = config.conv_kernel[number], config.conv_stride[number]
         channels, width = (1, *config.conv_dim)[number], config.conv_dim[number]
-        self.conv = nn.Conv1d(channels, width, self.kernel, self.stride, bias=config.conv_bias)
+        kernel, stride = config.conv_kernel[number], config.conv_stride[number]
+        self.conv = nn.Conv1d(channels, width, kernel, stride, bias=config.conv_bias)
         self.activation = ACTIVATIONS[config.feat_extract_activation]
         if config.feat_extract_norm == "layer":
             self.layer_norm: nn.Module | None = nn.LayerNorm(width)
@@ -168,9 +169,6 @@ class Convolution(nn.Module):
         elif isinstance(self.layer_norm, nn.GroupNorm):
             hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames)
         return self.activation(hidden_states)
-
-    def num_frames(self, lengths: Tensor) -> Tensor:
-        return (lengths - self.kernel) // self.stride + 1
 
 
 def norm_over_time(hidden_states: Tensor, norm: nn.GroupNorm, num_frames: Tensor | None) -> Tensor:

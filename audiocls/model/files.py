@@ -1,91 +1,54 @@
-"""A model folder, read as data and written as transformers reads it.
+"""A model's files, in a folder or on the Hub: read as data, for anybody may have made them; and written.
 
-What was saved here, or in the same form, is read without transformers, whose import takes longer than all
-else that classifying one file needs. Everything else becomes transformers' own objects, of known fields.
+Of a model's files only these are opened: config.json and preprocessor_config.json, of which the fields of a
+known class are kept (others name code to fetch and run: `auto_map`, `attn_implementation`,
+`quantization_config`), and the weights: safetensors or, where that is all there is, a `pytorch_model.bin`,
+unpickled into tensors only. transformers is given what was read and never sees the files.
+
+Whatever does not fit is a UserError in one line.
 """
 
-import dataclasses
-import inspect
+import json
+import math
 import os
-from collections.abc import Sequence
+import re
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from audiocls.errors import UserError
+from audiocls.data.audio import MAX_RATE, MIN_RATE
+from audiocls.errors import InputOutputFailed, UserError, reason
 from audiocls.hub import hub_file
-from audiocls.model.encoder import SpeechClassifier
-from audiocls.model.loaded import Backbone, LoadedModel
-from audiocls.model.settings import EncoderConfig, WaveformExtractor
-from audiocls.model.stock import StockModel
-from audiocls.model.trust import known_fields, labels_in, read_json, read_tensors
-from audiocls.storage import write_json
+from audiocls.model.backbone import LoadedModel
+from audiocls.model.settings import WaveformExtractor
+from audiocls.storage import open_regular, write_json
 
-# Fields of every config that are not taken from a file: they change what forward returns, or are ours to say.
-NOT_KEPT = set(
-    "architectures chunk_size_feed_forward dtype id2label is_encoder_decoder label2id output_hidden_states "
-    "problem_type return_dict transformers_version".split()
+MOST_JSON_BYTES = 5 * 2**20
+MOST_LABELS = 100_000
+DEFAULT_LABELS = {"0": "LABEL_0", "1": "LABEL_1"}  # transformers' own, where a config has none
+MOST_LIST_ITEMS = 1_000
+MOST_SHARDS = 1_000
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each also as shards, with an index of them
+
+# What a number may be, by its field's name: the first pattern that fits counts. Sizes that tensors show need
+# none: `load_stock` compares them before anything is made. These no tensor shows, or only too late.
+LIMITS: tuple[tuple[str, float, float], ...] = (
+    ("sampling_rate", MIN_RATE, MAX_RATE),  # clips are resampled to it
+    (".*dropout.*|.*layerdrop|.*_prob", 0, 1),  # others fail in training only
+    (".*layers", 0, 256),  # made one by one before they are compared; Data2Vec-Audio's positions, too:
+    ("num_conv_pos_embeddings|mask_.*_length|.*stride|hop_length|feature_size|num_mel_bins", 1, 1_024),
+    (".*positions|n_fft", 1, 20_000),  # sines and filters are computed from these
+    ("mean|std|padding_value|.*_id|.*tokens", -1e7, 1e7),  # all that may be below 0
+    (".*", 0, 1e7),  # so that nothing overflows on the way
 )
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-# The feature extractor of an architecture, where that is not Wav2Vec2FeatureExtractor.
-FEATURE_EXTRACTORS = {
-    "audio-spectrogram-transformer": "ASTFeatureExtractor",
-    "wav2vec2-bert": "SeamlessM4TFeatureExtractor",
-    "whisper": "WhisperFeatureExtractor",
-}
-
-
-def read_saved(folder: Path) -> Backbone | None:
-    """The model in `folder` with its tensors, if encoder.py computes it and it lies there as saved here.
-
-    None where anything is otherwise: then transformers loads it, or says what is wrong.
-    """
-    try:
-        values, config = read_settings(folder / "config.json", EncoderConfig)
-        _, extractor = read_settings(folder / "preprocessor_config.json", WaveformExtractor)
-        if config is None or extractor is None or values.get("architectures") != [config.architecture]:
-            return None
-        if (problem_type := values.get("problem_type")) not in (None, *PROBLEM_TYPES):
-            return None
-        labels = tuple(labels_in(values, folder / "config.json"))
-        with torch.device("meta"):
-            expected = SpeechClassifier(config, len(labels)).state_dict()
-        tensors = read_tensors([folder / "model.safetensors"])
-    except (UserError, ValueError, TypeError, RuntimeError):
-        return None
-    if {name: t.shape for name, t in tensors.items()} != {name: t.shape for name, t in expected.items()}:
-        return None
-    name = str(folder)
-    return Backbone(name, None, config, extractor, labels=labels, problem_type=problem_type, tensors=tensors)
-
-
-def read_settings(path: Path, kind: Any) -> tuple[dict[str, Any], Any]:
-    """All that is in a JSON file, and `kind.read` of its known fields."""
-    values = read_json(path)
-    return values, kind.read(known_fields(values, kind.__dataclass_fields__, path))
-
-
-def save_model(loaded: LoadedModel, folder: Path) -> None:
-    """config.json, model.safetensors and preprocessor_config.json, as transformers' `pipeline` reads them."""
-    config, extractor = loaded.backbone.config, loaded.backbone.feature_extractor
-    if isinstance(loaded.model, StockModel):
-        loaded.model.model.save_pretrained(folder)
-        extractor.save_pretrained(folder)
-        return
-    about = {
-        "architectures": [config.architecture],
-        "dtype": "float32",
-        "id2label": dict(enumerate(loaded.backbone.labels)),
-        "label2id": {label: id for id, label in enumerate(loaded.backbone.labels)},
-        "problem_type": loaded.backbone.problem_type,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.to_json() | about)
-    write_json(folder / "preprocessor_config.json", dataclasses.asdict(extractor))
-    tensors = {name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 def model_file(name: str, revision: str | None, filename: str) -> Path | None:
@@ -102,56 +65,149 @@ def missing(name: str, what: str) -> Exception:
     return UserError(f"{lacks}.") if os.path.isdir(name) else FileNotFoundError(lacks)
 
 
-def set_labels(config: Any, labels: Sequence[str]) -> None:
-    """Give a transformers config its labels, in the order of the outputs."""
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: id for id, label in enumerate(labels)}
+def read_settings(name: str, revision: str | None, filename: str) -> tuple[Path, dict[str, Any]]:
+    """Where config.json or preprocessor_config.json is, and all that it holds."""
+    if (path := model_file(name, revision, filename)) is None:
+        raise missing(name, filename)
+    return path, read_json(path)
 
 
-def read_config(name: str, revision: str | None, *, with_labels: bool) -> Any:
-    """A config of the class that config.json names, with the fields which that class has."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
-
-    path = model_file(name, revision, "config.json")
-    if path is None:
-        raise missing(name, "config.json")
-    values = read_json(path)
-    model_type = values.get("model_type")
-    if model_type not in list(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
-        known = ", ".join(sorted(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES))
-        raise UserError(f"{name} is a {model_type}, not one that classifies audio. These do: {known}.")
-    config_class = CONFIG_MAPPING[model_type]
-    fields = {field.name for field in dataclasses.fields(config_class)} - NOT_KEPT
-    kept = known_fields(values, sorted(fields), path)
-    config = config_class(**kept)
-    if with_labels:
-        set_labels(config, labels_in(values, path))
-        config.problem_type = values.get("problem_type")
-    return config
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a regular file of bounded size, all its numbers finite."""
+    try:
+        with open_regular(path) as file:
+            content = file.read(MOST_JSON_BYTES + 1)
+        if len(content) > MOST_JSON_BYTES:
+            raise ValueError(f"it is larger than {MOST_JSON_BYTES // 2**20} MiB")
+        value = json.loads(content, parse_constant=finite, parse_float=finite)
+    except OSError as error:
+        raise InputOutputFailed(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return value
 
 
-def read_feature_extractor(name: str, revision: str | None, config: Any) -> Any:
-    """The feature extractor of the config's architecture, with the settings which its class has."""
-    import transformers
+def finite(text: str) -> float:
+    """The number; json takes NaN, Infinity and 1e999 for numbers too."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value
 
-    path = model_file(name, revision, "preprocessor_config.json")
-    if path is None:
-        raise missing(name, "preprocessor_config.json")
-    values = read_json(path)
-    expected = FEATURE_EXTRACTORS.get(config.model_type, "Wav2Vec2FeatureExtractor")
-    kind = values.get("feature_extractor_type", expected)
-    if kind != expected:
-        raise UserError(f"{path}: a {config.model_type} needs a {expected}, not {kind!r}.")
-    extractor_class = getattr(transformers, expected)
-    defaults = {
-        setting: parameter.default
-        for setting, parameter in inspect.signature(extractor_class.__init__).parameters.items()
-        if parameter.default is not parameter.empty
-    }
-    kept = known_fields(values, defaults, path)
-    for setting, value in kept.items():
-        kinds = (int, float) if type(defaults[setting]) is float else (type(defaults[setting]),)
-        if type(value) not in kinds:
-            raise UserError(f"{path}: {setting} is {value!r}, not like {defaults[setting]!r}.")
-    return extractor_class(**kept)
+
+def known_fields(values: dict[str, Any], known: Iterable[str], path: Path) -> dict[str, Any]:
+    """Those of `values` that are `known`: single values, or short lists of them, within LIMITS."""
+    kept = {name: values[name] for name in known if name in values}
+    for name, value in kept.items():
+        items = value if isinstance(value, list) else [value]
+        if len(items) > MOST_LIST_ITEMS or any(isinstance(item, list | dict) for item in items):
+            raise UserError(f"{path}: {name} is not a value or a short list of them.")
+        low, high = next((low, high) for pattern, low, high in LIMITS if re.fullmatch(pattern, name))
+        for item in items:
+            if isinstance(item, int | float) and not low <= item <= high:
+                raise UserError(f"{path}: {name} is {item}, outside {low:g} to {high:g}.")
+    return kept
+
+
+def labels_in(config: dict[str, Any], path: Path) -> list[str]:
+    """The labels of a fine-tuned model in the order of its outputs: `id2label`, one for each of 0, 1, 2..."""
+    id2label = config.get("id2label", DEFAULT_LABELS)
+    if not isinstance(id2label, dict) or not 1 <= len(id2label) <= MOST_LABELS:
+        raise UserError(f"{path}: id2label is not a map of 1 to {MOST_LABELS} labels.")
+    labels = [label for id in range(len(id2label)) if isinstance(label := id2label.get(str(id)), str)]
+    if len(labels) < len(id2label):
+        raise UserError(f"{path}: id2label must give one text for each of 0 to {len(id2label) - 1}.")
+    if len(set(labels)) < len(labels):
+        (twice, _), *_ = Counter(labels).most_common()
+        raise UserError(f"{path}: id2label has the label {twice!r} twice.")
+    return labels
+
+
+def weight_files(name: str, find: Callable[[str], Path | None]) -> list[Path]:
+    """The files that hold the weights; of shards, all that the index names. None where there are none.
+
+    `find` gives a file of the model by its name, None where it has none.
+    """
+    for weights in WEIGHTS:
+        if file := find(weights):
+            return [file]
+        if index := find(f"{weights}.index.json"):
+            weight_map = read_json(index).get("weight_map")
+            shards = set(map(str, weight_map.values())) if isinstance(weight_map, dict) else set()
+            suffix = Path(weights).suffix
+            if not 1 <= len(shards) <= MOST_SHARDS:
+                raise UserError(f"{index} names {len(shards)} files, not 1 to {MOST_SHARDS}.")
+            for shard in shards:
+                if Path(shard).name != shard or not shard.endswith(suffix):
+                    raise UserError(f"{index} names {shard!r}, which is no {suffix} file beside it.")
+            files = {shard: find(shard) for shard in sorted(shards)}
+            if absent := [shard for shard, file in files.items() if file is None]:
+                raise UserError(f"{name} lacks {absent[0]}, which its index names.")
+            return [file for file in files.values() if file is not None]
+    return []
+
+
+def read_weights(name: str, revision: str | None) -> dict[str, Tensor]:
+    """The tensors by name, mapped rather than read where the format allows it; their values are finite."""
+    if not (files := weight_files(name, partial(model_file, name, revision))):
+        raise missing(name, " or ".join(WEIGHTS))
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with open_regular(file):
+                pass
+            loaded = load_file(file) if file.suffix == ".safetensors" else unpickle(file)
+        except OSError as error:
+            raise InputOutputFailed(f"{file} cannot be read: {error.strerror or error}.") from None
+        except Exception as error:  # safetensors and torch raise many kinds over a broken file
+            why = reason(error)
+            raise UserError(f"{file} does not hold tensors alone, or is damaged: {why}") from None
+        check_tensors(loaded, str(file))
+        tensors |= loaded
+    return tensors
+
+
+def unpickle(file: Path) -> Any:
+    """What torch saved, as long as it is tensors and plain values."""
+    with warnings.catch_warnings(action="ignore"):  # torch's, about pickles that are not its own: they fail
+        # Mapped: no part of the archive is unpacked. torch's format of before 2020 is no archive.
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+
+
+def check_tensors(tensors: Any, what: str) -> None:
+    """Raises UserError for anything but plain tensors by name, no larger than what they hold, all finite."""
+    if not isinstance(tensors, dict):
+        raise UserError(f"{what} holds no tensors by name.")
+    for name, tensor in tensors.items():
+        plain = isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
+        # One that is expanded from few values would be as large as it says once it is copied.
+        if not plain or tensor.is_quantized or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise UserError(f"{what}: {name} is no plain tensor.")
+        if tensor.is_floating_point() and tensor.numel():
+            least, most = (tensor.float() if tensor.itemsize < 2 else tensor).aminmax()
+            if not (torch.isfinite(least) and torch.isfinite(most)):
+                raise UserError(f"{what}: {name} holds values that are not finite.")
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """config.json, model.safetensors and preprocessor_config.json, as transformers' `pipeline` reads them."""
+    backbone, extractor = loaded.backbone, loaded.backbone.feature_extractor
+    folder.mkdir(parents=True, exist_ok=True)
+    if backbone.is_stock:
+        loaded.model.model.save_pretrained(folder)
+    else:
+        about = {
+            "architectures": [backbone.config.architecture],
+            "dtype": "float32",
+            "id2label": dict(enumerate(backbone.labels)),
+            "label2id": {label: id for id, label in enumerate(backbone.labels)},
+            "problem_type": backbone.problem_type,
+        }
+        write_json(folder / "config.json", backbone.config.to_json() | about)
+        tensors = {name: tensor.contiguous() for name, tensor in loaded.model.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    if isinstance(extractor, WaveformExtractor):
+        write_json(folder / "preprocessor_config.json", extractor.to_json())
+    else:
+        extractor.save_pretrained(folder)

@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
-def is_ours(one: Tensor, other: Tensor) -> bool:
-    """Whether both are float32 on a CPU, and to be computed so: not autocast, compiled or exported."""
+def is_eager_float32_on_cpu(one: Tensor, other: Tensor) -> bool:
+    """Whether both are float32 on a CPU, and computed as such: not under autocast, compiled or exported."""
     return (
         one.dtype == other.dtype == torch.float32
         and one.device.type == "cpu"
@@ -29,7 +29,7 @@ def linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
 
     torch gives float32 products to MKL, which takes twice as long on AMD's CPUs with AVX-512.
     """
-    if not is_ours(inputs, layer.weight) or not has_onednn():
+    if not is_eager_float32_on_cpu(inputs, layer.weight) or not has_onednn():
         return layer(inputs)
     return OneDNNLinear.apply(inputs.flatten(0, -2), layer.weight, layer.bias).unflatten(0, inputs.shape[:-1])
 
@@ -86,7 +86,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p:
 
     float [batch, heads, frames, width] each; mask bool, True = attended to, or float, added to the scores.
     """
-    if not 0 < p < 1 or not is_ours(query, key):
+    if not 0 < p < 1 or not is_eager_float32_on_cpu(query, key):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=p)
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     if mask is not None:
@@ -127,7 +127,7 @@ def long_convolution(inputs: Tensor, conv: nn.Conv1d) -> Tensor:
     taps, padding = conv.kernel_size[0], int(conv.padding[0])
     num_out = inputs.shape[-1] + 2 * padding - taps + 1
     # The weight's transform costs the same for any input: of a short one it is the most.
-    if not is_ours(inputs, weight) or taps < 64 or inputs.shape[0] * num_out < 2 * taps:
+    if not is_eager_float32_on_cpu(inputs, weight) or taps < 64 or inputs.shape[0] * num_out < 2 * taps:
         return F.conv1d(inputs, weight, conv.bias, padding=padding, groups=conv.groups)
     length = taps + taps // 2  # of a block, of which the first `hop` results hold no wrapped-around tap
     hop = length - taps + 1

@@ -1,8 +1,8 @@
-"""The two JSON files of a model that encoder.py computes: known fields, transformers' defaults."""
+"""The two JSON files of a model: known fields, transformers' defaults; and how samples become frames."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,7 +55,7 @@ class EncoderConfig:
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1
     layerdrop: float = 0.1
-    # SpecAugment, see data/spec_augment.py
+    # SpecAugment, which data/collators.py does
     apply_spec_augment: bool = True
     mask_time_prob: float = 0.05
     mask_time_length: int = 10
@@ -75,12 +75,13 @@ class EncoderConfig:
     @classmethod
     def read(cls, values: dict[str, Any]) -> Self | None:
         """The config in the fields of a config.json; None where encoder.py does not compute such a model."""
-        config = read_fields(cls, values)
-        if config is None:
+        kept = {name: values[name] for name in cls.names(values.get("model_type")) if name in values}
+        kept |= {name: tuple(value) for name, value in kept.items() if isinstance(value, list)}
+        if not kept or not all(is_like(value, getattr(cls, name)) for name, value in kept.items()):
             return None
-        is_known = (
-            config.model_type in ARCHITECTURES
-            and config.feat_extract_norm in ("group", "layer")
+        config = cls(**kept)
+        is_computed = (
+            config.feat_extract_norm in ("group", "layer")
             and {config.feat_extract_activation, config.hidden_act} <= ACTIVATIONS.keys()
             and len(config.conv_dim) == len(config.conv_kernel) == len(config.conv_stride) > 0
             and min(*config.conv_dim, *config.conv_kernel, *config.conv_stride) > 0
@@ -89,12 +90,18 @@ class EncoderConfig:
             and not (config.conv_pos_batch_norm or config.add_adapter)
             and config.adapter_attn_dim is None
         )
-        return config if is_known else None
+        return config if is_computed else None
+
+    @classmethod
+    def names(cls, model_type: Any) -> list[str]:
+        """The fields that a config.json of such a model has; none where encoder.py knows no such model."""
+        if model_type not in list(ARCHITECTURES):
+            return []
+        return [name for name in cls.__dataclass_fields__ if ONLY_IN.get(name, model_type) == model_type]
 
     def to_json(self) -> dict[str, Any]:
-        """For a config.json: all fields but those of another architecture alone."""
-        kind = self.model_type
-        return {name: value for name, value in asdict(self).items() if ONLY_IN.get(name, kind) == kind}
+        """For a config.json."""
+        return {name: getattr(self, name) for name in self.names(self.model_type)}
 
     @property
     def architecture(self) -> str:
@@ -115,38 +122,58 @@ class EncoderConfig:
 class WaveformExtractor:
     """What a Wav2Vec2FeatureExtractor's preprocessor_config.json says; WaveformCollator does it."""
 
-    feature_extractor_type: str = "Wav2Vec2FeatureExtractor"
     feature_size: int = 1
     sampling_rate: int = 16_000  # Hz
-    padding_side: str = "right"
     padding_value: float = 0.0
     do_normalize: bool = True
     return_attention_mask: bool = False
 
-    @classmethod
-    def read(cls, values: dict[str, Any]) -> Self | None:
-        """The settings in these fields; None where they are another extractor's."""
-        extractor = read_fields(cls, values)
-        if extractor is None or "feature_extractor_type" not in values:
-            return None
-        fixed = ("feature_extractor_type", "feature_size", "padding_side")
-        return extractor if all(getattr(extractor, name) == getattr(cls, name) for name in fixed) else None
+    def to_json(self) -> dict[str, Any]:
+        """For a preprocessor_config.json."""
+        return asdict(self) | {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "padding_side": "right"}
 
 
-def read_fields(kind: Any, values: dict[str, Any]) -> Any:
-    """A `kind` of those `values` that are its fields; None where one is not of its default's type."""
-    kept = {}
-    for name, field in kind.__dataclass_fields__.items():
-        if name not in values:
-            continue
-        value = tuple(values[name]) if isinstance(values[name], list) else values[name]
-        default = field.default
-        if isinstance(default, tuple):
-            is_alike = isinstance(value, tuple) and all(type(item) is int for item in value)
-        else:
-            kinds = (int, float) if type(default) is float else (type(default),)
-            is_alike = default is None or type(value) in kinds
-        if not is_alike:
-            return None
-        kept[name] = value
-    return kind(**kept)
+def is_like(value: Any, default: Any) -> bool:
+    """Whether a setting is of its default's type; anything is where that is None, and an int for a float."""
+    if isinstance(default, tuple):
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    kinds = (int, float) if type(default) is float else (type(default),)
+    return default is None or type(value) in kinds
+
+
+Lengths = TypeVar("Lengths", int, Tensor)
+
+
+def frames_after_each(config: Any, length: Lengths) -> list[Lengths]:
+    """How many frames each convolution makes of a clip of so many samples: an int, or int64 [batch]."""
+    lengths = []
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        length = (length - kernel) // stride + 1
+        lengths.append(length)
+    return lengths
+
+
+# `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. Three wide convolutions
+# instead of seven make frames of 10 ms; one transformer layer; rectifiers, whose backward pass is cheaper
+# than GELU's. 0.44M parameters; plain config fields, so it loads in transformers.
+TINY: dict[str, Any] = {
+    "hidden_size": 128,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "intermediate_size": 256,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "conv_dim": (128, 128, 128),
+    "conv_kernel": (64, 8, 4),
+    "conv_stride": (16, 5, 2),
+    "feat_extract_activation": "relu",
+    "hidden_act": "relu",
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "layerdrop": 0.0,
+    "mask_time_prob": 0.0,
+    "classifier_proj_size": 128,
+}

@@ -1,11 +1,85 @@
 """transformers' own model, unpatched: for all that encoder.py does not compute, and on request."""
 
+import contextlib
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from audiocls.errors import UserError
+from audiocls.hub import quiet_transformers
+from audiocls.lean_torch import complete_torch
 from audiocls.model.settings import ARCHITECTURES
+from audiocls.torchaudio_guard import import_torchaudio
+
+# Fields of every config that are not taken from a file: they change what forward returns, or are ours to say.
+NOT_KEPT = set(
+    "architectures chunk_size_feed_forward dtype id2label is_encoder_decoder label2id output_hidden_states "
+    "problem_type return_dict transformers_version".split()
+)
+
+MOST_NEW_VALUES = 50_000_000  # that a model may have beside those in its files: a head of its own
+
+
+def import_transformers() -> Any:
+    """The transformers module, made quiet."""
+    complete_torch()
+    # It imports torchaudio for AST's filter banks: where that is broken, ours must be there first.
+    with contextlib.suppress(ModuleNotFoundError):
+        import_torchaudio()
+    import transformers
+
+    quiet_transformers()
+    return transformers
+
+
+def stock_config_class(name: str, model_type: Any) -> tuple[Any, set[str]]:
+    """transformers' class for the config of such a model, and the fields that are read from its config.json.
+
+    Raises UserError where `model_type` is none that classifies audio.
+    """
+    transformers = import_transformers()
+    from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES
+
+    if model_type not in list(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES):
+        known = ", ".join(sorted(MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES))
+        raise UserError(f"{name} is a {model_type}, not one that classifies audio. These do: {known}.")
+    config_class = transformers.CONFIG_MAPPING[model_type]
+    return config_class, {field.name for field in dataclasses.fields(config_class)} - NOT_KEPT
+
+
+def load_stock(
+    name: str, config: Any, labels: Sequence[str], problem_type: Any, tensors: dict[str, Tensor]
+) -> tuple[Any, list[str], list[str]]:
+    """transformers' model in float32 with a head for `labels`, and two lists of names of weights.
+
+    The first are missing in `tensors`, or of another shape there; the second are left over there. Raises
+    UserError where the config describes far more weights than there are.
+    """
+    from transformers import AutoModelForAudioClassification
+
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: id for id, label in enumerate(labels)}
+    config.problem_type = problem_type
+    model_class = AutoModelForAudioClassification._model_mapping[type(config)]
+    with torch.device("meta"):
+        described = sum(tensor.numel() for tensor in model_class(config).state_dict().values())
+    if described > (there := sum(tensor.numel() for tensor in tensors.values())) + MOST_NEW_VALUES:
+        raise UserError(f"{name}: its config describes {described:,} weights, its files hold {there:,}.")
+    model, report = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=tensors,
+        dtype=torch.float32,
+        ignore_mismatched_sizes=True,  # reported, and judged by our callers
+        output_loading_info=True,
+    )
+    unfit = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+    if "layer_weights" in unfit:  # left by transformers as the memory was
+        nn.init.constant_(model.layer_weights, 1 / len(model.layer_weights))
+    return model, sorted(unfit), sorted(report["unexpected_keys"])
 
 
 class StockModel(nn.Module):

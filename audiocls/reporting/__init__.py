@@ -1,4 +1,4 @@
-"""What a person looks at during and after a run."""
+"""What a person looks at after a run: made from the run folder alone."""
 
 import logging
 

@@ -12,7 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audiocls.config import MANIFEST_SUFFIXES
 from audiocls.errors import one_line
-from audiocls.reporting.audit_text import hours, rates
+from audiocls.metrics import SCORES
+from audiocls.reporting.audit import hours, rates
 from audiocls.reporting.results import RunResults, read_run
 from audiocls.storage import write_text
 
@@ -25,7 +26,7 @@ SHOWN = (
 def write_model_card(run_folder: Path) -> None:
     """Write best/README.md, or do nothing where no evaluation gave a best model.
 
-    It is no part of best/'s manifest: the model is whole without it, and it is whole or absent itself.
+    It is not in best/'s checksums: the model is whole without it, and it is itself complete or absent.
     """
     if (run_folder / "best").is_dir():
         write_text(run_folder / "best" / "README.md", model_card(run_folder))
@@ -34,60 +35,53 @@ def write_model_card(run_folder: Path) -> None:
 def model_card(run_folder: Path) -> str:
     """The card: YAML front matter, then Markdown in which no name can act."""
     results = read_run(run_folder)
-    run, config, scores = results.run, results.config, results.scores
-    name = config.get("push_to_hub") or run_folder.resolve().name
-    made = Environment(
+    config = results.config
+    name = public_name(config.get("push_to_hub") or run_folder.resolve().name)
+    cards = Environment(
         loader=PackageLoader("audiocls.reporting"),
         autoescape=False,  # Markdown: `md` escapes
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"md": md, "last_part": last_part, "hours": hours, "rates": rates}
-    text = made.get_template("model_card.md").render(
-        **{key: run[key] for key in ("config", "clips", "evaluation_is", "device", "precision", "versions")},
-        title=last_part(name),
-        base_model=hub_name(config["model"], run),
+    cards.filters |= {"md": md, "public_name": public_name, "hours": hours, "rates": rates}
+    text = cards.get_template("model_card.md").render(
+        results.run,
+        title=name,
         model_name=json.dumps(one_line(config.get("push_to_hub") or str(run_folder / "best"))),
-        labels=results.labels,
-        scores=scores,
-        predictions=results.predictions,
-        confused=scores.most_confused(5) if scores else [],
-        audit=results.audit,
-        settings=[(setting, config[setting]) for setting in SHOWN],
-        best_step=results.best_step,
+        results=results,
+        metrics=SCORES,
+        shown=SHOWN,
     )
-    return f"---\n{front_matter(last_part(name), results)}\n---\n\n{text}"
+    return f"---\n{front_matter(name, results)}\n---\n\n{text}"
 
 
 def front_matter(name: str, results: RunResults) -> str:
     """The metadata that the Hub reads, as YAML."""
     run, config, scores = results.run, results.config, results.scores
     dataset = hub_name(config["dataset"], run)
-    evaluated = []
-    if scores and results.predictions:
-        metrics = {"accuracy": scores.accuracy, "f1": scores.macro_f1}
-        evaluated = [
-            EvalResult(
-                task_type="audio-classification",
-                dataset_type=dataset or "audiofolder",
-                dataset_name=last_part(config["dataset"]),
-                dataset_config=config["dataset_config"],
-                dataset_split=results.predictions.split,
-                dataset_revision=run["hub_commits"].get(config["dataset"]),
-                metric_type=metric,
-                metric_name={"accuracy": "Accuracy", "f1": "Macro F1"}[metric],
-                metric_value=round(value, 6),
-            )
-            for metric, value in metrics.items()
-        ]
+    hub_metrics = {metric: score.hub_name or metric for metric, score in SCORES.items()}
+    evaluated = [
+        EvalResult(
+            task_type="audio-classification",
+            dataset_type=dataset or "audiofolder",
+            dataset_name=public_name(config["dataset"]),
+            dataset_config=config["dataset_config"],
+            dataset_split=results.predictions.split if results.predictions else None,
+            dataset_revision=run["hub_commits"].get(config["dataset"]),
+            metric_type=hub_metrics[metric],
+            metric_name=SCORES[metric].title,
+            metric_value=round(value, 6),
+        )
+        for metric, value in (scores.values.items() if scores else ())
+    ]
     card = ModelCardData(
         library_name="transformers",
         pipeline_tag="audio-classification",
         tags=["audio-classification", "audiocls"],
         base_model=hub_name(config["model"], run),
         datasets=[dataset] if dataset else None,
-        metrics=["accuracy", "f1"],
+        metrics=list(hub_metrics.values()),
         model_name=name,
         eval_results=evaluated or None,
     )
@@ -101,7 +95,7 @@ def hub_name(name: str, run: dict[str, Any]) -> str | None:
     return name if name in run["hub_commits"] or (looks_so and not is_local) else None
 
 
-def last_part(name: str) -> str:
+def public_name(name: str) -> str:
     """What a card that anybody may read says of a path of ours; a name on the Hub stays whole."""
     name = one_line(name)
     is_path = name.count("/") != 1 or name.lower().endswith(MANIFEST_SUFFIXES)

@@ -3,11 +3,11 @@
 It needs neither torch nor a model: everything in it is in the run folder.
 """
 
-import base64
 import dataclasses
 import math
 import os
 import sys
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,10 @@ from markupsafe import Markup
 from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
 from audiocls.flags import flag_name
+from audiocls.metrics import SCORES
 from audiocls.reporting import figures
-from audiocls.reporting.pages import audit_parts, duration, percent, render, svg
-from audiocls.reporting.results import (
-    MOST_ERRORS,
-    MOST_SECONDS,
-    Predictions,
-    RunResults,
-    Scores,
-    read_run,
-    read_worst_errors,
-)
+from audiocls.reporting.pages import duration, percent, render
+from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, RunResults, read_run, read_worst_errors
 from audiocls.storage import write_text
 
 POINTS = 240  # of a waveform's outline
@@ -43,7 +36,6 @@ def write_report(run_folder: Path) -> Path:
 def report(run_folder: Path) -> str:
     """The page, a pure function of the run folder."""
     results = read_run(run_folder)
-    predictions, scores = results.predictions, results.scores
     end, judged = results.last("end"), results.last("test")
     if not judged and results.best_step is not None:
         judged = next(record for record in results.of_kind("eval") if record["step"] == results.best_step)
@@ -51,10 +43,7 @@ def report(run_folder: Path) -> str:
         "report.html",
         title=run_folder.resolve().name,
         results=results,
-        config=results.config,
-        labels=results.labels,
-        scores=scores,
-        predictions=predictions,
+        metrics=SCORES,
         loss=judged.get("loss"),
         chance_loss=math.log(len(results.labels)),
         last_step=max((record["step"] for record in results.records), default=0),
@@ -65,33 +54,35 @@ def report(run_folder: Path) -> str:
         facts=facts(results.run),
         speed=speed(results, end.get("wall_seconds")),
         speed_charts=speed_charts(results),
-        **(scored_parts(predictions, scores) if predictions and scores else {}),
-        **(worst_errors(predictions, run_folder) if predictions else {}),
-        **(audit_parts(results.audit) if results.audit else {"audit": None}),
+        **scored_parts(results, run_folder),
     )
 
 
-def charts(results: RunResults) -> dict[str, Any]:
+def charts(results: RunResults) -> dict[str, Markup]:
     """The curves of training, by title; of what was never logged, none."""
     train_loss, eval_loss = results.series("train", "loss"), results.series("eval", "loss")
-    metric = results.config["best_metric"]
-    shown = "accuracy" if metric == "loss" else metric
-    other = "macro_f1" if shown == "accuracy" else "accuracy"
-    best = results.best_step
+    best, metric = results.best_step, results.config["best_metric"]
     drawn = {}
     if len(eval_loss[0]):
         drawn["Loss"] = figures.curves({"training": train_loss, "evaluation": eval_loss}, best)
-        lines = {other: results.series("eval", other), shown: results.series("eval", shown)}
-        drawn["Evaluation"] = figures.curves(lines, best)
+        logged = [name for name in SCORES if name in results.last("eval")]
+        # The one that the best was chosen by comes last, where the best step is marked.
+        logged.sort(key=lambda name: name == ("accuracy" if metric == "loss" else metric))
+        drawn["Evaluation"] = figures.curves({name: results.series("eval", name) for name in logged}, best)
     elif len(train_loss[0]):
         drawn["Loss"] = figures.curves({"training": train_loss})
     if len(train_loss[0]):
         norms = results.series("train", "grad_norm")
-        rates = results.series("train", "learning_rate")
-        drawn["Learning rate"] = figures.curves({"": rates}, from_zero=True)
+        # One for each group of parameters that has its own.
+        rates = [name for name in results.last("train") if name.startswith("learning_rate")]
+        lines = {name: results.series("train", name) for name in reversed(rates)}
+        drawn["Learning rate"] = figures.curves(lines, from_zero=True)
         if np.isfinite(norms[1]).any():
             drawn["Gradient norm"] = figures.curves({"": norms}, log=spans_orders(norms[1]))
-    return {title: svg(drawing, title, f"{title} over optimizer steps") for title, drawing in drawn.items()}
+    return {
+        title: figures.to_svg(drawing, title, f"{title} over optimizer steps")
+        for title, drawing in drawn.items()
+    }
 
 
 def spans_orders(values: np.ndarray) -> bool:
@@ -99,60 +90,27 @@ def spans_orders(values: np.ndarray) -> bool:
     return len(finite) > 0 and finite.min() > 0 and finite.max() > 30 * finite.min()
 
 
-def scored_parts(predictions: Predictions, scores: Scores) -> dict[str, Any]:
-    """Everything about how good the model is, but for its worst errors."""
-    columns = scores.classes._asdict()
-    classes = [
-        {"name": predictions.names[id]} | {key: column[id].item() for key, column in columns.items()}
-        for id in np.argsort(scores.classes.f1, kind="stable")
-    ]
+def scored_parts(results: RunResults, run_folder: Path) -> dict[str, Any]:
+    """What the page shows of how good the model is, besides its scores; empty where nothing was judged."""
+    predictions, scores = results.predictions, results.scores
+    if not predictions or not scores:
+        return {}
     bins = scores.calibration
-    matrix = figures.confusion(scores.confusion, predictions.names)
+    matrix = figures.confusion(scores.confusion, results.labels)
     reliability = figures.reliability(bins.confidence, bins.accuracy, bins.counts)
     return {
-        "classes": classes,
-        "confused": scores.most_confused(12),
-        "matrix": svg(matrix, "matrix", "confusion matrix"),
+        "weakest_first": np.argsort(scores.classes.f1, kind="stable").tolist(),
+        "matrix": figures.to_svg(matrix, "matrix", "confusion matrix"),
         "matrix_width": round(matrix.get_figwidth() * 112),
-        "reliability": svg(reliability, "reliability", "accuracy over confidence"),
-        "bins": [
-            {
-                "range": f"{10 * bin} to {10 * bin + 10}%",
-                "count": int(bins.counts[bin]),
-                "confidence": float(bins.confidence[bin]),
-                "accuracy": float(bins.accuracy[bin]),
-            }
-            for bin in range(len(bins.counts))
-            if bins.counts[bin]
-        ],
-    }
-
-
-def worst_errors(predictions: Predictions, run_folder: Path) -> dict[str, Any]:
-    heard = read_worst_errors(run_folder)
-    errors: list[dict[str, Any]] = []
-    for place, index in enumerate(predictions.worst(MOST_ERRORS), start=1):
-        sound = heard.get(place)
-        true, taken = int(predictions.labels[index]), int(predictions.predicted[index])
-        errors.append(
-            {
-                "true": predictions.names[true],
-                "taken": predictions.names[taken],
-                "true_probability": float(predictions.probabilities[index, true]),
-                "taken_probability": float(predictions.probabilities[index, taken]),
-                "path": predictions.paths[index],
-                # Markup: ours, and longer than a line of anybody's.
-                "audio": Markup(base64.b64encode(sound.flac).decode()) if sound else None,
-                "outline": Markup(outline(sound.waveform)) if sound else None,
-                "points": POINTS,
-                "seconds": len(sound.waveform) / sound.sampling_rate if sound else None,
-            }
-        )
-    longest = max((error["seconds"] or 0 for error in errors), default=0)
-    return {
-        "errors": errors,
-        "num_errors": int((predictions.predicted != predictions.labels).sum()),
-        "audio_limit": MOST_SECONDS if longest >= MOST_SECONDS else None,
+        "reliability": figures.to_svg(reliability, "reliability", "accuracy over confidence"),
+        "num_errors": (predictions.predicted != predictions.labels).sum(),
+        "errors": predictions.worst(MOST_ERRORS),
+        "sounds": read_worst_errors(run_folder),
+        "most_seconds": MOST_SECONDS,
+        "points": POINTS,
+        # Markup: ours, and longer than a line of anybody's.
+        "outline": lambda waveform: Markup(outline(waveform)),
+        "base64": lambda flac: Markup(b64encode(flac).decode()),
     }
 
 
@@ -166,8 +124,8 @@ def outline(waveform: np.ndarray) -> str:
     return f"M{'L'.join(top + bottom[::-1])}Z"
 
 
-def speed(results: RunResults, wall_seconds: float | None) -> list[dict[str, str]]:
-    """What a train line knows of speed, over the whole run."""
+def speed(results: RunResults, wall_seconds: float | None) -> list[tuple[str, str, str]]:
+    """Speed, waiting and padding over the whole run: a name, a value and what stands below it."""
     train = results.of_kind("train")
     if not train:
         return []
@@ -178,29 +136,26 @@ def speed(results: RunResults, wall_seconds: float | None) -> list[dict[str, str
     waited = sum(record["data_wait_seconds"] for record in train)
     share = f"{percent(waited / wall_seconds)} of the run" if wall_seconds else ""
     found = [
-        ("clips a second", f"{median('samples_per_second'):.3g}", "median, training"),
+        ("clips a second", f"{median('clips_per_second'):.3g}", "median, training"),
         ("audio a second", f"{median('audio_seconds_per_second'):.3g} s", "median, training"),
         ("waited for data", f"{waited:.1f} s", share),
         ("padding", percent(median("padding_share")), "of what is computed; median"),
     ]
     if wall_seconds:
         found.append(("took in all", duration(wall_seconds), "training, evaluating, saving"))
-    return [dict(zip(("name", "value", "below"), one, strict=True)) for one in found]
+    return found
 
 
-def speed_charts(results: RunResults) -> dict[str, Any]:
+def speed_charts(results: RunResults) -> dict[str, Markup]:
     titles = {
-        "samples_per_second": "Clips a second",
+        "clips_per_second": "Clips a second",
         "data_wait_seconds": "Seconds waited for data, in each line of the log",
     }
-    return {
-        title: svg(
-            figures.curves({"": results.series("train", key)}, from_zero=True),
-            key,
-            f"{title}, over optimizer steps",
-        )
-        for key, title in titles.items()
-    }
+    drawn = {}
+    for key, title in titles.items():
+        figure = figures.curves({"": results.series("train", key)}, from_zero=True)
+        drawn[title] = figures.to_svg(figure, key, f"{title}, over optimizer steps")
+    return drawn
 
 
 def settings(config: dict[str, Any]) -> list[tuple[str, str, bool]]:

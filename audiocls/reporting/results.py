@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import soundfile
 
+from audiocls import metrics
 from audiocls.config import TrainConfig
 from audiocls.errors import InputOutputFailed
-from audiocls.metrics import (
-    Calibration,
-    ClassScores,
-    accuracy,
-    calibration,
-    confusion_matrix,
-    macro_f1,
-    per_class,
-    wilson_interval,
-)
-from audiocls.storage import ODD, damage, manifest_of
+from audiocls.storage import READ_ERRORS, checksums_of, damage
 
 RUN_KEYS = (
     "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
@@ -37,7 +27,6 @@ class Predictions:
     """The clips of the test set where there is one, else of the evaluation, as the best model judged them."""
 
     split: str  # "test" or "evaluation"
-    names: list[str]  # of the labels
     paths: list[str]
     labels: np.ndarray  # int64 [clips]
     probabilities: np.ndarray  # float64 [clips, labels]
@@ -47,7 +36,7 @@ class Predictions:
         return self.probabilities.argmax(axis=1)
 
     def worst(self, most: int) -> list[int]:
-        """The clips that were taken for something else, those first whose own label got least."""
+        """Indices of misjudged clips, those first whose true label got the lowest probability."""
         own = self.probabilities[np.arange(len(self.labels)), self.labels]
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(own[wrong], kind="stable")][:most].tolist()
@@ -55,41 +44,41 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the predictions are worth."""
+    """How good predictions are."""
 
-    accuracy: float
+    values: dict[str, float]  # of each of SCORES
     interval: tuple[float, float]  # of the accuracy, 95%
-    macro_f1: float
     confusion: np.ndarray  # int64 [labels, labels], row = true
-    classes: ClassScores
-    calibration: Calibration
+    classes: metrics.ClassScores
+    calibration: metrics.Calibration
 
     @classmethod
     def of(cls, predictions: Predictions) -> "Scores":
-        confusion = confusion_matrix(predictions.labels, predictions.predicted, len(predictions.names))
+        labels, probabilities = predictions.labels, predictions.probabilities
+        confusion = metrics.confusion_matrix(labels, probabilities)
         return cls(
-            accuracy(confusion),
-            wilson_interval(int(np.trace(confusion)), int(confusion.sum())),
-            macro_f1(confusion),
+            metrics.all_scores(labels, probabilities),
+            metrics.wilson_interval(int(np.trace(confusion)), len(labels)),
             confusion,
-            per_class(confusion),
-            calibration(predictions.probabilities, predictions.labels),
+            metrics.per_class(confusion),
+            metrics.calibration(probabilities, labels),
         )
 
     def most_confused(self, most: int) -> list[tuple[int, int, int]]:
         """(true label, taken for, clips), the most frequent first."""
         errors = self.confusion - np.diag(np.diag(self.confusion))
         cells = np.argsort(-errors, axis=None, kind="stable")[:most]
-        pairs = [(*map(int, np.unravel_index(cell, errors.shape)), int(errors.flat[cell])) for cell in cells]
-        return [(true, taken, count) for true, taken, count in pairs if count]
+        true, taken = np.unravel_index(cells, errors.shape)
+        found = zip(true.tolist(), taken.tolist(), errors.flat[cells].tolist(), strict=True)
+        return [(true, taken, count) for true, taken, count in found if count]
 
 
 @dataclass(frozen=True)
 class RunResults:
     """run.json, metrics.jsonl, predictions.jsonl and audit.json; what a run did not come to is empty."""
 
-    folder: Path
     run: dict[str, Any]
+    labels: list[str]  # by their id
     records: list[Any]  # of metrics.jsonl, a dict each
     predictions: Predictions | None
     scores: Scores | None
@@ -104,13 +93,9 @@ class RunResults:
 
     def series(self, kind: str, value: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values, float64; NaN where the value was not finite."""
-        points = [(record["step"], record.get(value)) for record in self.of_kind(kind)]
-        steps = np.array([step for step, _ in points], float)
-        return steps, np.array([math.nan if number is None else number for _, number in points], float)
-
-    @property
-    def labels(self) -> list[str]:
-        return labels_in_order(self.run)
+        records = self.of_kind(kind)
+        steps = np.array([record["step"] for record in records], float)
+        return steps, np.array([record.get(value) for record in records], float)  # of None it makes NaN
 
     @property
     def config(self) -> dict[str, Any]:
@@ -129,21 +114,17 @@ def read_run(folder: Path) -> RunResults:
         run = json.loads(path.read_text(encoding="utf-8"))
         run = {key: run[key] for key in RUN_KEYS}
         run["config"] = dataclasses.asdict(TrainConfig()) | run["config"]  # an older run may lack some
-        names = labels_in_order(run)
+        labels = sorted(run["label2id"], key=run["label2id"].__getitem__)
         path = folder / "metrics.jsonl"
         records = list(read_lines(path))
         path = folder / "predictions.jsonl"
-        predictions = read_predictions(path, names)
+        predictions = read_predictions(path, labels)
         path = folder / "audit.json"
         audit = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except ODD as error:
+    except READ_ERRORS as error:
         raise InputOutputFailed(f"{path} cannot be read: {error}. Is {folder} a run's folder?") from None
     scores = Scores.of(predictions) if predictions else None
-    return RunResults(folder, run, records, predictions, scores, audit)
-
-
-def labels_in_order(run: dict[str, Any]) -> list[str]:
-    return sorted(run["label2id"], key=run["label2id"].__getitem__)
+    return RunResults(run, labels, records, predictions, scores, audit)
 
 
 def read_lines(path: Path) -> Iterator[Any]:
@@ -154,7 +135,7 @@ def read_lines(path: Path) -> Iterator[Any]:
 
 
 def read_predictions(path: Path, names: list[str]) -> Predictions | None:
-    """Those of predictions.jsonl that count; None where there are none."""
+    """The test set's predictions, else the evaluation's; None where there are none. `names`: the labels'."""
     number = {name: id for id, name in enumerate(names)}
     parts: dict[str, list[tuple[str, int, np.ndarray]]] = {"evaluation": [], "test": []}
     for line in read_lines(path):
@@ -165,21 +146,25 @@ def read_predictions(path: Path, names: list[str]) -> Predictions | None:
     paths, labels, rows = zip(*parts[split], strict=True)
     # A model whose numbers broke on some clip has no confidence in it.
     probabilities = np.nan_to_num(np.stack(rows).reshape(len(rows), len(names)))
-    return Predictions(split, names, list(paths), np.array(labels), probabilities)
+    return Predictions(split, list(paths), np.array(labels), probabilities)
 
 
 class Sound(NamedTuple):
-    """What the model heard of one clip."""
+    """What the model was given of one clip."""
 
     flac: bytes
     waveform: np.ndarray  # float32 [samples]
     sampling_rate: int
 
+    @property
+    def seconds(self) -> float:
+        return len(self.waveform) / self.sampling_rate
+
 
 def read_worst_errors(run_folder: Path) -> dict[int, Sound]:
     """Place (1 is the worst) -> its sound; none unless they are whole, and of these predictions."""
     folder = run_folder / "errors"
-    if damage(folder) or manifest_of(folder).get("predictions") != predictions_digest(run_folder):
+    if damage(folder) or checksums_of(folder).get("predictions") != predictions_digest(run_folder):
         return {}
     try:
         return {
@@ -191,5 +176,5 @@ def read_worst_errors(run_folder: Path) -> dict[int, Sound]:
 
 
 def predictions_digest(run_folder: Path) -> str:
-    """Names the predictions that the sounds belong to."""
+    """A hash of predictions.jsonl, by which errors/ says whose sounds it holds."""
     return hashlib.sha256((run_folder / "predictions.jsonl").read_bytes()).hexdigest()

@@ -1,20 +1,30 @@
 """What is made of a run when it has ended: the worst errors' sound, the model's card, the report."""
 
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from audiocls.data.prepare import RunData
-from audiocls.reporting.errors_heard import keep_worst_errors
-from audiocls.reporting.results import read_run
-from audiocls.reporting.run_log import say
-from audiocls.reporting.trackers import Trackers
+import numpy as np
+import soundfile
+
+from audiocls.metrics import SCORES
+from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, predictions_digest, read_run
+from audiocls.storage import complete_folder
+from audiocls.streams import say
+
+# ("evaluation" or "test", place of a clip in it) -> its waveform, float32 [samples], and its sampling rate.
+# Raises ValueError where it cannot be read any more.
+Sound = Callable[[str, int], tuple[np.ndarray, int]]
+# Takes a name, pixels, uint8 [height, width, 3], and a step.
+ShowImage = Callable[[str, np.ndarray, int], None]
 
 
-def wrap_up(run_folder: Path, data: RunData, trackers: Trackers | None) -> None:
+def wrap_up(run_folder: Path, sound: Sound, show_image: ShowImage | None = None) -> None:
     """Write what a person looks at afterwards. The model is saved by now: what fails here is only noted."""
     with noted("the worst errors' sound"):
-        keep_worst_errors(run_folder, data)
+        keep_worst_errors(run_folder, sound)
     with noted("the model's card"):
         from audiocls.reporting.model_card import write_model_card  # jinja2
 
@@ -23,19 +33,33 @@ def wrap_up(run_folder: Path, data: RunData, trackers: Trackers | None) -> None:
         from audiocls.reporting.report import write_report  # matplotlib
 
         say(f"report: {write_report(run_folder)}")
-    if trackers and trackers.open:
+    if show_image:
         with noted("the confusion matrix as an image"):
-            track_confusion(run_folder, trackers)
+            show_confusion(run_folder, show_image)
 
 
-def track_confusion(run_folder: Path, trackers: Trackers) -> None:
+def keep_worst_errors(run_folder: Path, sound: Sound) -> None:
+    """Write errors/01.flac and on: the sound of the clips that were judged worst, complete or not at all."""
+    predictions = read_run(run_folder).predictions
+    if predictions is None:
+        return
+    with complete_folder(run_folder / "errors", predictions=predictions_digest(run_folder)) as unfinished:
+        for place, index in enumerate(predictions.worst(MOST_ERRORS), start=1):
+            try:
+                waveform, rate = sound(predictions.split, index)
+            except ValueError:  # where nothing could be cached, the file may be gone by now
+                continue
+            soundfile.write(unfinished / f"{place:02d}.flac", waveform[: MOST_SECONDS * rate], rate)
+
+
+def show_confusion(run_folder: Path, show_image: ShowImage) -> None:
     """Give the trackers the confusion matrix that the report shows."""
     from audiocls.reporting import figures
 
     results = read_run(run_folder)
-    if results.predictions and results.scores and results.best_step is not None:
-        matrix = figures.confusion(results.scores.confusion, results.predictions.names)
-        trackers.image("confusion", figures.to_pixels(matrix, "confusion"), results.best_step)
+    if results.scores and results.best_step is not None:
+        matrix = figures.confusion(results.scores.confusion, results.labels)
+        show_image("confusion", figures.to_pixels(matrix, "confusion"), results.best_step)
 
 
 @contextmanager
@@ -44,3 +68,22 @@ def noted(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         say(f"note: {what} could not be made: {type(error).__name__}: {error}")
+
+
+def say_end(run_folder: Path) -> None:
+    """How good the best model is, where it lies, and what to type to use it."""
+    results = read_run(run_folder)
+    end, test = results.last("end"), results.last("test")
+    metric, score = end["best_metric"], end["best_score"]
+    say(f"best: {metric} {score:.4f} on {results.run['evaluation_is']} at step {end['best_step']}")
+    sizes = results.audit["classes"]["evaluation"].values() if results.audit else [1]
+    if metric == "accuracy" and score <= (largest := max(sizes) / sum(sizes)):
+        say(f"note: that is no better than always naming one label, which is right in {largest:.4f}")
+    if test:
+        scores = ", ".join(f"{name} {test[name]:.4f}" for name in SCORES)
+        say(f"test: {scores} on {test['num_clips']} clips")
+    example = results.predictions.paths[0] if results.predictions else ""
+    file = example if Path(example).is_file() else "FILE.wav"  # a clip of a Hub data set is no file
+    infer = Path(sys.argv[0]).with_name("infer.py")
+    command = shlex.join(["python", str(infer), str(run_folder), file])
+    say(f"the best model is in {run_folder}/best; try: {command}")

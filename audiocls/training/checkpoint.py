@@ -4,40 +4,44 @@ checkpoints/step-00000040/    a model that loads anywhere, and what training nee
     config.json, model.safetensors, preprocessor_config.json
     optimizer.safetensors, training_state.json
     predictions.jsonl         where this step was the best so far
-    manifest.json             every file's size and sha256, written last
+    checksums.json             every file's size and sha256, written last
 best/                         the model files of the best one
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from audiocls.config import seconds_of
 from audiocls.errors import InputOutputFailed
+from audiocls.log.run_log import SinceLastLog
+from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
-from audiocls.model.loaded import LoadedModel
-from audiocls.reporting.run_log import Window, say
 from audiocls.storage import (
-    ODD,
+    CHECKSUMS,
+    READ_ERRORS,
+    checksums_of,
     complete_folder,
     damage,
     failing_as,
-    finish_swap,
-    manifest_of,
     remove_folder,
     write_text,
 )
-from audiocls.training.verified import check_weights, checked, read_checkpoint
+from audiocls.streams import say
 
 WEIGHTS = "model.safetensors"
-TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", "manifest.json")
+Dataclass = TypeVar("Dataclass")
+MOST = 2**53  # no count, no time is larger; up to here a float is exact
+TRAINING_FILES = ("optimizer.safetensors", "training_state.json", "predictions.jsonl", CHECKSUMS)
+ADAM_PARTS = ("exp_avg", "exp_avg_sq", "step")  # what AdamW keeps of a parameter
 
 
 @dataclasses.dataclass
@@ -56,7 +60,7 @@ class TrainState:
     log_bytes: int = 0  # length of metrics.jsonl, to which it is cut on resume
     total_steps: int | None = None  # of the plan, which a resumed run may lengthen
     wall_seconds: float = 0.0  # training, evaluating and saving
-    window: Window = dataclasses.field(default_factory=Window)
+    since_last_log: SinceLastLog = dataclasses.field(default_factory=SinceLastLog)
 
 
 def step_folder(run_folder: Path, step: int) -> Path:
@@ -90,7 +94,7 @@ def save_checkpoint(
     """Save a checkpoint, complete or not at all; then drop all but the newest `keep` and what was best."""
     folder = step_folder(run_folder, state.step)
     about = {"step": state.step, "best_step": state.best_step, "evaluation_is_due": state.evaluation_is_due}
-    if predictions is None and about.items() <= manifest_of(folder).items() and damage(folder) is None:
+    if predictions is None and about.items() <= checksums_of(folder).items() and damage(folder) is None:
         return  # nothing has happened since it was saved
     with complete_folder(folder, **about) as unfinished:
         save_model(loaded, unfinished)
@@ -100,27 +104,22 @@ def save_checkpoint(
         if predictions is not None:
             (unfinished / "predictions.jsonl").write_text(predictions, encoding="utf-8")
     folders = step_folders(run_folder)
-    # Each of those that stay may be resumed from, and then needs the one that was best up to there.
-    best_steps = {manifest_of(folder).get("best_step") for folder in folders[-keep:]}
+    # Keep every checkpoint that a kept one names as its best: resuming from it needs that model.
+    best_steps = {checksums_of(folder).get("best_step") for folder in folders[-keep:]}
     for old in folders[:-keep]:
-        if manifest_of(old).get("step") not in best_steps:
+        if checksums_of(old).get("step") not in best_steps:
             remove_folder(old)
-
-
-def is_every(every: int | str | None, step: int, seconds: float) -> bool:
-    """Whether `every`, so many steps or so much time (10m), has come with `step` or is over by `seconds`."""
-    if every is None:
-        return False
-    return step % every == 0 if isinstance(every, int) else seconds >= seconds_of(every)
 
 
 def export_best(run_folder: Path, step: int) -> None:
     """Make `best/` and `predictions.jsonl` those of the checkpoint at `step`, unless they are."""
     best, folder = run_folder / "best", step_folder(run_folder, step)
-    finish_swap(best)
-    if damage(best) is not None or not same_model(best, folder):
+    files, about_best = checksums_of(folder)["files"], checksums_of(best)
+    # Another checkpoint of the same step may have been damaged, and best/ be of that one.
+    is_of_step = about_best.get("step") == step and damage(best, WEIGHTS) is None
+    if not is_of_step or about_best["files"][WEIGHTS] != files[WEIGHTS]:
         with complete_folder(best, step=step) as unfinished:
-            for name in manifest_of(folder)["files"]:
+            for name in files:
                 if name not in TRAINING_FILES:
                     shutil.copy(folder / name, unfinished)
     with failing_as(folder):
@@ -139,20 +138,18 @@ def load_newest(
     for folder in reversed(folders):
         try:
             saved = read_checkpoint(folder, model, scaler.state_dict())
-            state = checked(TrainState, saved.state)
-            check_position(state)
-            check_best(run_folder, state.best_step, model)
-        except ValueError as error:
+            check_best(run_folder, saved.state.best_step, model)
+        except READ_ERRORS as error:
             say(f"note: {folder} is passed over: {error}")
             continue
+        state = saved.state
         model.load_state_dict(saved.weights)
         load_optimizer_tensors(model, optimizer, saved.optimizer)
         scaler.load_state_dict(saved.scaler)
         for later in folders[folders.index(folder) + 1 :]:  # its steps will be taken again
             remove_folder(later)
         # The run may have ended between the save and the export.
-        best = state.best_step
-        if best is not None and holds_model(step_folder(run_folder, best), best, model):
+        if (best := state.best_step) is not None and holds_model(step_folder(run_folder, best), best, model):
             export_best(run_folder, best)
         state.log_bytes = whole_records(run_folder / "metrics.jsonl", state.log_bytes)
         return state
@@ -164,6 +161,85 @@ def load_newest(
     return TrainState()
 
 
+class Checkpoint(NamedTuple):
+    """What a folder holds, fit for the model at hand."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # see optimizer_tensors
+    scaler: dict[str, Any]
+    state: TrainState
+
+
+def read_checkpoint(folder: Path, model: nn.Module, scaler: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint in `folder`, checked whole before any of it is used. Raises one of READ_ERRORS.
+
+    checksums.json says that files are as they were written, not that what was written fits this run: it may
+    be of another model, or edited together with its checksums.
+    """
+    if why := damage(folder, "config.json", WEIGHTS, "optimizer.safetensors", "training_state.json"):
+        raise ValueError(why)
+    weights = load_file(folder / WEIGHTS)
+    check_tensors(WEIGHTS, weights, model.state_dict())
+    optimizer = load_file(folder / "optimizer.safetensors")
+    check_tensors("optimizer.safetensors", optimizer, optimizer_like(optimizer, model))
+    saved = json.loads((folder / "training_state.json").read_text(encoding="utf-8"))
+    numbers = saved["scaler"]
+    is_like = isinstance(numbers, dict) and numbers.keys() == scaler.keys() and numbers.get("scale") != 0
+    if not is_like or not all(type(one) in (int, float) and 0 <= one < MOST for one in numbers.values()):
+        raise ValueError("training_state.json holds no scaler like this run's")
+    state = checked(TrainState, saved["state"])
+    if not state.step == checksums_of(folder)["step"] == int(folder.name.rpartition("-")[2]):
+        raise ValueError(f"it says that it is of step {state.step}")
+    check_position(state)
+    return Checkpoint(weights, optimizer, numbers, state)
+
+
+def optimizer_like(tensors: Container[str], model: nn.Module) -> dict[str, Tensor]:
+    """What AdamW's state must be like: a parameter's is whole, or absent where it never had a gradient."""
+    return {
+        f"{name}/{part}": torch.zeros(()) if part == "step" else parameter
+        for name, parameter in model.named_parameters()
+        for part in ADAM_PARTS
+        if f"{name}/step" in tensors
+    }
+
+
+def check_tensors(file: str, tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where names, shapes or kinds are not those expected, or a value is not finite."""
+    if odd := sorted(tensors.keys() ^ expected.keys()):
+        raise ValueError(f"{file} does not fit the model: {odd[0]} is missing or left over")
+    for name, tensor in tensors.items():
+        like = expected[name]
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            is_, should = (f"{one.dtype} {list(one.shape)}" for one in (tensor, like))
+            raise ValueError(f"{file}: {name} is {is_}, not {should}")
+        if tensor.numel() and not all(torch.isfinite(bound) for bound in tensor.aminmax()):
+            raise ValueError(f"{file}: {name} is not finite")
+
+
+def checked(kind: type[Dataclass], values: Any) -> Dataclass:
+    """A `kind` of values read from JSON: every field is there, of its type, no number negative or absurd.
+
+    A sum of losses may be NaN: that is how a run remembers a loss that was. Raises ValueError.
+    """
+    types: dict[str, Any] = get_type_hints(kind)
+    if not isinstance(values, dict) or set(values) != set(types):
+        raise ValueError(f"training_state.json does not hold a {kind.__name__}")
+    made = {}
+    for name, value in values.items():
+        allowed = get_args(types[name]) or (types[name],)
+        if dataclasses.is_dataclass(allowed[0]):
+            made[name] = checked(types[name], value)
+            continue
+        if type(value) is int and float in allowed:
+            value = float(value)
+        in_range = not isinstance(value, int | float) or 0 <= value < MOST or name == "loss_sum"
+        if type(value) not in allowed or not in_range:
+            raise ValueError(f"training_state.json: {name} is {value!r}")
+        made[name] = value
+    return kind(**made)
+
+
 def check_position(state: TrainState) -> None:
     """Raises ValueError where the counts of a state cannot all be true."""
     in_whole_epochs = state.step - state.step_in_epoch
@@ -173,38 +249,23 @@ def check_position(state: TrainState) -> None:
         agree = in_whole_epochs % state.epoch == 0 and in_whole_epochs // state.epoch >= state.step_in_epoch
     if not agree or state.steps_taken > state.step or (state.best_step or 0) > state.step:
         raise ValueError("training_state.json: its counts of steps and epochs do not agree")
-    if (state.best_step is None) != (state.best_score is None):
-        raise ValueError("training_state.json: it has a best step or a best score without the other")
 
 
 def check_best(run_folder: Path, step: int | None, model: nn.Module) -> None:
     """Raises ValueError where the best model so far, of `step`, is neither in its checkpoint nor in best/."""
-    finish_swap(run_folder / "best")
     folders = (run_folder / "best", step_folder(run_folder, step or 0))
     if step is not None and not any(holds_model(folder, step, model) for folder in folders):
         raise ValueError(f"the best so far, {step_folder(run_folder, step).name}, is damaged or gone")
 
 
-def same_model(best: Path, folder: Path) -> bool:
-    """Whether best/ was made of this checkpoint: another one of the same step may have been damaged."""
-    of_best, of_folder = manifest_of(best), manifest_of(folder)
-    same_step = of_best.get("step") == of_folder["step"]
-    return same_step and of_best["files"].get(WEIGHTS) == of_folder["files"][WEIGHTS]
-
-
-def is_whole(folder: Path, step: int) -> bool:
-    """Whether a folder is what its manifest says, of that step, its weights among it."""
-    manifest = manifest_of(folder)
-    return manifest.get("step") == step and damage(folder) is None and WEIGHTS in manifest["files"]
-
-
 def holds_model(folder: Path, step: int, model: nn.Module) -> bool:
-    """Whether a folder is whole, and holds finite weights of such a model."""
-    try:
-        check_weights(load_file(folder / WEIGHTS), model)
-    except ODD:
+    """Whether a folder is as it was written, of that step, and holds finite weights of such a model."""
+    if checksums_of(folder).get("step") != step or damage(folder, WEIGHTS):
         return False
-    return is_whole(folder, step)
+    with contextlib.suppress(*READ_ERRORS):
+        check_tensors(WEIGHTS, load_file(folder / WEIGHTS), model.state_dict())
+        return True
+    return False
 
 
 def whole_records(log: Path, num_bytes: int) -> int:
@@ -222,26 +283,23 @@ def step_folders(run_folder: Path) -> list[Path]:
     return sorted((run_folder / "checkpoints").glob("step-*"))
 
 
-def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state as named tensors: `<parameter>/<exp_avg, exp_avg_sq or step>`."""
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as named tensors: `<parameter>/<one of ADAM_PARTS>`."""
     return {
-        f"{name}/{key}": value.contiguous()
+        f"{name}/{part}": value.contiguous()
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for part, value in optimizer.state.get(parameter, {}).items()
     }
 
 
-def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    state: dict[nn.Parameter, dict[str, Any]] = {}
-    for key, value in tensors.items():
-        name, _, part = key.rpartition("/")
-        # Adam's step count stays on the CPU or the GPU as the optimizer wants it: load_state_dict knows.
-        state.setdefault(parameters[name], {})[part] = value
-    numbers = {p: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-    optimizer.load_state_dict(
-        {
-            "state": {numbers[parameter]: parts for parameter, parts in state.items()},
-            "param_groups": optimizer.state_dict()["param_groups"],
-        }
-    )
+def load_optimizer_tensors(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put what `optimizer_tensors` returned, checked against `optimizer_like`, into the optimizer."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    trained = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    # A step count stays on the CPU or the GPU as the optimizer wants it: load_state_dict knows.
+    state = {
+        number: {part: tensors[f"{name}/{part}"] for part in ADAM_PARTS}
+        for number, name in enumerate(trained)
+        if f"{name}/step" in tensors
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -10,25 +10,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audiocls.data.loader import Batch, ClipDataset
+from audiocls.data.collators import Batch
+from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast
-from audiocls.metrics import accuracy, confusion_matrix, macro_f1
+from audiocls.metrics import all_scores
+from audiocls.signals import StopSignal
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one pass over a set of clips."""
+    """What one pass over a set of clips found."""
 
-    loss: float  # mean cross-entropy a clip, without label smoothing
-    accuracy: float
-    macro_f1: float
-    num_samples: int  # clips
+    # What is logged, and the best may be chosen by: "loss", the mean cross-entropy of a clip without label
+    # smoothing, each of SCORES, and "num_clips".
+    scores: dict[str, Any]
     probabilities: np.ndarray  # float32 [clips, labels]
-
-    @property
-    def scores(self) -> dict[str, Any]:
-        """What is logged, and what the best may be chosen by."""
-        return {name: getattr(self, name) for name in ("loss", "accuracy", "macro_f1", "num_samples")}
 
 
 def is_better(scores: dict[str, float], best: float | None, metric: str) -> bool:
@@ -40,8 +36,17 @@ def is_better(scores: dict[str, float], best: float | None, metric: str) -> bool
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, precision: str) -> Evaluation:
-    """Score `model` on every clip of `batches`; the model is left in the mode it came in."""
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: str,
+    stop: StopSignal | None = None,
+) -> Evaluation | None:
+    """Score `model` on every clip of `batches`; the model is left in the mode it came in.
+
+    None where `stop` was requested meanwhile, for which `batches` end early.
+    """
     was_training = model.training
     model.eval()
     all_logits, all_labels = [], []
@@ -52,16 +57,13 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], device: torch.device, p
         all_logits.append(logits.float())
         all_labels.append(batch.labels)
     model.train(was_training)
+    if stop is not None and stop.requested:
+        return None
 
     logits, labels = torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu()
-    confusion = confusion_matrix(labels.numpy(), logits.argmax(-1).numpy(), logits.shape[-1])
-    return Evaluation(
-        loss=F.cross_entropy(logits.double(), labels).item(),
-        accuracy=accuracy(confusion),
-        macro_f1=macro_f1(confusion),
-        num_samples=len(labels),
-        probabilities=logits.softmax(-1).numpy(),
-    )
+    loss, probabilities = F.cross_entropy(logits.double(), labels).item(), logits.softmax(-1).numpy()
+    scores = {"loss": loss, **all_scores(labels.numpy(), probabilities), "num_clips": len(labels)}
+    return Evaluation(scores, probabilities)
 
 
 def prediction_lines(split: str, clips: ClipDataset, evaluation: Evaluation) -> str:

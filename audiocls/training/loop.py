@@ -2,32 +2,35 @@
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from safetensors.torch import load_file
-from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from audiocls.config import TrainConfig
+from audiocls.config import TrainConfig, seconds_of
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.loader import ClipDataset, Loader, length_edges, make_loader
+from audiocls.data.collators import Batch, length_edges
+from audiocls.data.loader import ClipDataset, load_batches, step_batches
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError
-from audiocls.model.loaded import LoadedModel
-from audiocls.reporting.profiling import StepFacts
-from audiocls.reporting.run_log import RunLog, Window, say
+from audiocls.log.profiling import StepFacts
+from audiocls.log.run_log import RunLog, SinceLastLog
+from audiocls.model.backbone import LoadedModel
 from audiocls.signals import StopSignal
 from audiocls.storage import append_text
-from audiocls.training.checkpoint import TrainState, export_best, is_every, load_newest, save_checkpoint
-from audiocls.training.evaluation import Evaluation, evaluate, is_better, prediction_lines
+from audiocls.streams import say
+from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
+from audiocls.training.evaluation import evaluate, is_better, prediction_lines
+from audiocls.training.loss import loss_sum
 from audiocls.training.optim import (
+    learning_rate_factor,
     make_optimizer,
-    scheduled_learning_rate,
     seed_everything,
-    set_learning_rate,
+    set_learning_rates,
 )
 
 MOST_NON_FINITE_IN_A_ROW = 20
@@ -53,15 +56,16 @@ def train(
         loaded.compile()
     optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    max_seconds = config.max_batch_seconds
     plan = BatchPlan(
-        len(data.train),
-        int(config.batch_size),
-        config.clips_per_step,
-        config.seed,
-        config.epochs,
-        config.max_steps,
-        data.train.num_samples if config.bucket else None,
-        round(config.max_batch_seconds * backbone.sampling_rate) if config.max_batch_seconds else None,
+        num_clips=len(data.train),
+        batch_size=int(config.batch_size),
+        clips_per_step=config.clips_per_step,
+        seed=config.seed,
+        epochs=config.epochs,
+        max_steps=config.max_steps,
+        lengths=data.train.num_samples if config.bucket else None,
+        max_batch_samples=round(max_seconds * backbone.sampling_rate) if max_seconds else None,
     )
     state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
     if state.step > plan.total_steps:
@@ -73,7 +77,7 @@ def train(
     if state.total_steps not in (None, plan.total_steps):
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
     state.total_steps = plan.total_steps
-    began = time.perf_counter() - state.wall_seconds
+    began = time.perf_counter() - state.wall_seconds  # as if it had never been interrupted
     last_save = time.perf_counter()
     phase = log.phase  # names what the loop is doing, for the bar and --profile
 
@@ -81,25 +85,26 @@ def train(
         nonlocal last_save
         last_save = time.perf_counter()
         state.wall_seconds = last_save - began
+        state.log_bytes = log.num_bytes
         keep = config.save_total_limit
         save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
-    def leave() -> NoReturn:
-        """What `next(batches)` does after a signal; an unfinished step or evaluation is discarded."""
+    def save_and_leave() -> NoReturn:
         save()
         raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
 
     def evaluate_and_save() -> None:
-        passes = plan.passes(state.epoch, state.step_in_epoch)
         phase("evaluation")
-        result = evaluate(model, eval_batches, device, precision)  # leaves the model training
+        batches = evaluation_batches(config, data.evaluation, loaded, device, stop)
+        result = evaluate(model, batches, device, precision, stop)  # leaves the model training
+        if result is None:  # a stop was requested meanwhile: --resume evaluates again
+            save_and_leave()
+        passes = plan.passes(state.epoch, state.step_in_epoch)
         is_best = is_better(result.scores, state.best_score, config.best_metric)
         if is_best:
             state.best_score = result.scores[config.best_metric]
             state.best_step, state.best_epoch = state.step, passes
-        state.log_bytes = log.evaluation(
-            state.step, passes, result.scores, config.best_metric, state.best_score, is_best
-        )
+        log.evaluation(state.step, passes, result.scores, config.best_metric, state.best_score, is_best)
         state.evaluation_is_due = False
         phase("save")
         save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
@@ -109,97 +114,106 @@ def train(
     # torch.compile specialises on the clips' length: then they are padded to a few lengths.
     edges = length_edges(data.train.num_samples) if config.compile else ()
     collate = loaded.training_collator(config.seed, edges)  # draws SpecAugment's masks, too
+    to_come = plan.steps_from(state.epoch, state.step_in_epoch)
     workers = config.num_workers
-    # The batches of every step to come, which the loop below asks for one by one.
-    remaining = plan.micro_batches(state.epoch, state.step_in_epoch)
-    batches = iter(make_loader(data.train, remaining, collate, num_workers=workers, device=device, stop=stop))
-    eval_batches = evaluation_loader(config, data.evaluation, loaded, device, stop)
+    steps = step_batches(data.train, to_come, collate, num_workers=workers, device=device, stop=stop)
 
     log.start(plan.total_steps, state.step, state.log_bytes)
-    stop.defer(leave)  # from here on a signal waits for the next batch, and then leaves
-    if state.evaluation_is_due:  # a signal was in the middle of it
+    stop.defer()  # from here on a signal only sets stop.requested
+    if state.evaluation_is_due:  # a stop was requested in the middle of it
         evaluate_and_save()
 
-    for epoch in range(state.epoch, plan.num_epochs):
-        for micro_batches in plan.steps(epoch)[state.step_in_epoch :]:  # the last epoch ends with the plan
-            num_clips = sum(map(len, micro_batches))
-            learning_rate = scheduled_learning_rate(
-                state.steps_taken,  # those that were not finite do not count
-                plan.total_steps,
-                config.warmup_ratio,
-                config.learning_rate,
-                config.lr_scheduler,
+    for step, batches in steps:  # each optimizer step, and the batches of its micro-batches
+        factor = learning_rate_factor(
+            state.steps_taken,  # those that were not finite do not count
+            plan.total_steps,
+            config.warmup_ratio,
+            config.lr_scheduler,
+        )
+        learning_rates = set_learning_rates(optimizer, factor)
+        step_loss = torch.zeros((), device=device)
+        audio_samples = padding_samples = 0
+
+        phase("data wait")
+        for number, batch in enumerate(batches):  # no more of them come once a stop is requested
+            audio_samples += batch.num_samples
+            padding_samples += batch.padding_samples
+
+            phase("host to device")
+            batch = batch.to(device)
+
+            phase("forward")
+            seed_everything(config.seed, state.step, number, device)
+            with autocast(device, precision):
+                logits = model(**batch.inputs)
+            summed_loss = loss_sum(logits, batch.labels, config.label_smoothing)
+
+            phase("backward")
+            # Divided by the step's true number of clips, so that one large batch, any division of it into
+            # micro-batches and an epoch's short last step have the same gradient.
+            scaler.scale(summed_loss / step.num_clips).backward()
+            step_loss += summed_loss.detach()
+            phase("data wait")
+
+        if stop.requested:  # an unfinished step is discarded: --resume begins it again
+            save_and_leave()
+
+        phase("clipping")
+        scaler.unscale_(optimizer)
+        grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
+        phase("device wait")  # the step's only one
+        step_loss_value, norm = torch.stack([step_loss, grad_norm]).tolist()
+        phase("optimizer")
+        if math.isfinite(step_loss_value) and math.isfinite(norm):
+            scaler.step(optimizer)
+            state.steps_taken += 1
+            state.non_finite_in_a_row = 0
+        else:
+            state.non_finite_in_a_row += 1
+        scaler.update()
+        optimizer.zero_grad()
+
+        state.step += 1
+        state.epoch, state.step_in_epoch = step.epoch, step.step_in_epoch + 1
+        audio, padding = audio_samples / backbone.sampling_rate, padding_samples / backbone.sampling_rate
+        facts = StepFacts(step_loss_value, step.num_clips, audio, padding, log.take_step_seconds())
+        state.since_last_log.add(facts)
+        log.advance(facts, state.since_last_log, learning_rates)
+        phase("between steps")
+        if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
+            raise NumbersBroke(
+                f"{MOST_NON_FINITE_IN_A_ROW} losses or gradients in a row were not finite, up to step "
+                f"{state.step}. Try a lower --learning-rate, or --precision fp32."
             )
-            set_learning_rate(optimizer, learning_rate)
-            step_loss = torch.zeros((), device=device)
-            audio_samples = padding_samples = 0
 
-            for micro_batch in range(len(micro_batches)):
-                phase("data wait")
-                batch = next(batches)
-                audio_samples += batch.num_samples
-                padding_samples += batch.padding_samples
+        is_last = state.step == plan.total_steps
+        if is_last or state.step % config.log_every == 0:
+            passes = plan.passes(state.epoch, state.step_in_epoch)
+            log.train(state.step, passes, state.since_last_log, learning_rates, norm)
+            state.since_last_log = SinceLastLog()
 
-                phase("host to device")
-                batch = batch.to(device)
-
-                phase("forward")
-                seed_everything(config.seed, state.step, micro_batch, device)
-                with autocast(device, precision):
-                    logits = model(**batch.inputs)
-                # float32: a bf16 cross-entropy loses digits. The sum is divided by the step's true number of
-                # clips, so that one large batch, any division of it into micro-batches and an epoch's short
-                # last step have the same gradient.
-                loss = F.cross_entropy(
-                    logits.float(), batch.labels, reduction="sum", label_smoothing=config.label_smoothing
-                )
-                phase("backward")
-                scaler.scale(loss / num_clips).backward()
-                step_loss += loss.detach()
-
-            phase("clipping")
-            scaler.unscale_(optimizer)
-            grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-            phase("device wait")  # the step's only one
-            loss_sum, norm = torch.stack([step_loss, grad_norm]).tolist()
-            phase("optimizer")
-            if math.isfinite(loss_sum) and math.isfinite(norm):
-                scaler.step(optimizer)
-                state.steps_taken += 1
-                state.non_finite_in_a_row = 0
-            else:
-                state.non_finite_in_a_row += 1
-            scaler.update()
-            optimizer.zero_grad()
-
-            state.step += 1
-            state.step_in_epoch += 1
-            audio, padding = audio_samples / backbone.sampling_rate, padding_samples / backbone.sampling_rate
-            log.advance(StepFacts(loss_sum, num_clips, audio, padding), state.window, learning_rate)
-            phase("logging")
-            if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
-                raise NumbersBroke(
-                    f"{MOST_NON_FINITE_IN_A_ROW} losses or gradients in a row were not finite, up to step "
-                    f"{state.step}. Try a lower --learning-rate, or --precision fp32."
-                )
-
-            is_last = state.step == plan.total_steps
-            if is_last or state.step % config.log_every == 0:
-                passes = plan.passes(epoch, state.step_in_epoch)
-                state.log_bytes = log.train(state.step, passes, state.window, learning_rate, norm)
-                state.window = Window()
-
-            state.evaluation_is_due = is_last or plan.is_due(
-                config.eval_every, state.step, state.step_in_epoch
-            )
-            if state.evaluation_is_due:
-                evaluate_and_save()
-            elif is_every(config.checkpoint_every, state.step, time.perf_counter() - last_save):
-                phase("save")
-                save()
-        # A checkpoint of its last step says so with step_in_epoch: then nothing of the epoch is left to do.
-        state.epoch, state.step_in_epoch = epoch + 1, 0
+        ends_epoch = state.step_in_epoch == plan.steps_per_epoch
+        since_save = time.perf_counter() - last_save
+        state.evaluation_is_due = is_last or is_due(config.eval_every, state.step, ends_epoch)
+        if state.evaluation_is_due:
+            evaluate_and_save()
+        elif is_due(config.checkpoint_every, state.step, ends_epoch, since_save):
+            phase("save")
+            save()
+    stop.undefer()
     return state
+
+
+def is_due(every: int | str | None, step: int, ends_epoch: bool, seconds: float = 0.0) -> bool:
+    """Whether what is done every N steps, every "epoch" or by the clock ("10m") is due after this step.
+
+    `seconds` have passed since it was last done. None: never.
+    """
+    if every is None:
+        return False
+    if every == "epoch":
+        return ends_epoch
+    return step % every == 0 if isinstance(every, int) else seconds >= seconds_of(every)
 
 
 def finish(
@@ -211,25 +225,23 @@ def finish(
     log: RunLog,
     stop: StopSignal,
     state: TrainState,
-) -> Evaluation | None:
+) -> None:
     """Score the test set, where there is one: once, with the best weights. Then write the last record.
 
     Raises NumbersBroke where no evaluation gave a score to choose the best by.
     """
-
-    def leave() -> NoReturn:
-        raise Stopped("stopped after the last step: --resume finishes the run")
-
-    stop.defer(leave)
+    stop.defer()
     if state.best_step is None:
         raise NumbersBroke(
             "No evaluation had a finite loss: there is no best model. Try a lower --learning-rate."
         )
-    result = None
     if data.test is not None:
         loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
-        batches = evaluation_loader(config, data.test, loaded, device, stop)
-        result = evaluate(loaded.model, batches, device, pick_precision(config.precision, device))
+        batches = evaluation_batches(config, data.test, loaded, device, stop)
+        precision = pick_precision(config.precision, device)
+        result = evaluate(loaded.model, batches, device, precision, stop)
+        if result is None:
+            raise Stopped("stopped after the last step: --resume finishes the run")
         log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
         append_text(run_folder / "predictions.jsonl", prediction_lines("test", data.test, result))
     log.record(
@@ -242,18 +254,16 @@ def finish(
         reason="max_steps" if config.max_steps else "epochs",
     )
     stop.undefer()
-    return result
 
 
-def evaluation_loader(
+def evaluation_batches(
     config: TrainConfig,
     clips: ClipDataset,
     loaded: LoadedModel,
     device: torch.device,
     stop: StopSignal | None = None,
-) -> Loader:
+) -> Iterator[Batch]:
     """The clips in their order."""
-    batches = in_batches(list(range(len(clips))), config.eval_batch_size or int(config.batch_size))
+    draws = in_batches(list(range(len(clips))), config.eval_batch_size or int(config.batch_size))
     collate = loaded.collator(length_edges(clips.num_samples) if config.compile else ())
-    workers = config.num_workers
-    return make_loader(clips, batches, collate, num_workers=workers, device=device, stop=stop)
+    return load_batches(clips, draws, collate, num_workers=config.num_workers, device=device, stop=stop)

@@ -4,14 +4,14 @@ import dataclasses
 import gc
 
 import torch
-from torch.nn import functional as F
 
 from audiocls.config import TrainConfig
 from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast, pick_precision
 from audiocls.errors import OutOfMemory, UserError, is_out_of_memory
-from audiocls.model.loaded import LoadedModel
-from audiocls.reporting.run_log import say
+from audiocls.model.backbone import LoadedModel
+from audiocls.streams import say
+from audiocls.training.loss import loss_sum
 
 HIGHEST_SHARE = 0.9  # of the GPU's memory that a trial may take: what is free lies in pieces
 
@@ -53,7 +53,7 @@ def fits(
         batch = loaded.training_collator(config.seed)([clips[index] for index in longest]).to(device)
         with autocast(device, pick_precision(config.precision, device)):
             logits = model(**batch.inputs)
-        F.cross_entropy(logits.float(), batch.labels).backward()
+        loss_sum(logits, batch.labels, config.label_smoothing).backward()
         del kept
     except RuntimeError as error:
         if not is_out_of_memory(error):

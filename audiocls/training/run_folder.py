@@ -3,7 +3,6 @@
 import atexit
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import platform
@@ -15,15 +14,14 @@ from typing import Any
 
 import torch
 
-from audiocls import __version__
 from audiocls.config import MANIFEST_SUFFIXES, TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.flags import flag_name
-from audiocls.leftovers import lock
-from audiocls.model.loaded import Backbone
-from audiocls.storage import ODD, failing_as, remove_unfinished, write_json
+from audiocls.model.backbone import Backbone
+from audiocls.storage import READ_ERRORS, failing_as, lock, remove_unfinished, write_json
+from audiocls.version import __version__
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
@@ -56,17 +54,17 @@ def claim_run_folder(config: TrainConfig) -> Path:
 
 def default_folder(config: TrainConfig) -> Path:
     """runs/<data set>-<model>, made just now; to resume or overwrite, the newest one of that name."""
-    base = Path("runs", f"{last_part(config.dataset)}-{last_part(config.model)}")
-    folder, newest = base, base
-    for number in itertools.count(2):
+    base = Path("runs", f"{short_name(config.dataset)}-{short_name(config.model)}")
+    folder, newest, number = base, base, 1
+    while True:
         if not os.path.exists(folder):
             if config.resume or config.overwrite:
                 return newest
             with failing_as(folder), contextlib.suppress(FileExistsError):  # another run may be first
                 folder.mkdir(parents=True)
                 return folder
+        number += 1
         newest, folder = folder, base.with_name(f"{base.name}-{number}")
-    raise AssertionError("there is always another number")
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -74,7 +72,7 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def last_part(name: str) -> str:
+def short_name(name: str) -> str:
     """`minds14` of PolyAI/minds14, `birds` of data/birds.csv, `fsdd` of fsdd/train.csv."""
     path = Path(os.path.expanduser(name))
     path = path.resolve() if os.path.exists(path) else path
@@ -135,7 +133,8 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
     """Raises UserError with `field: old -> new` for everything that a resumed run must not change."""
     try:
         before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        old_config = before["config"]
+        # A setting that is newer than the run had its default's effect.
+        old_config = dataclasses.asdict(TrainConfig()) | before["config"]
         changes = [
             f"{flag_name(name)}: {old_config.get(name)} -> {new}"
             for name, new in run["config"].items()
@@ -148,7 +147,7 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
             "split_fingerprint": "clips, or their order",
         }
         changes += [f"other {what}" for name, what in others.items() if before[name] != run[name]]
-    except ODD as error:
+    except READ_ERRORS as error:
         raise InputOutputFailed(f"{folder / 'run.json'} cannot be read: {error}. Is it a run's?") from None
     if changes:
         raise UserError(f"{folder} cannot be resumed, it would be another run: {'; '.join(changes)}.")

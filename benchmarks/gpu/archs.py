@@ -12,11 +12,11 @@ sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "tests")]
 import numpy as np
 import torch
 from architectures import CONFIGS, save_backbone
-from torch.nn import functional as F
 
-from audiocls.data.loader import Example
+from audiocls.data.collators import Example
 from audiocls.devices import autocast
-from audiocls.model.backbone import load_for_training, open_backbone
+from audiocls.model.loading import load_for_training, open_backbone
+from audiocls.training.loss import loss_sum
 from audiocls.training.optim import make_optimizer, seed_everything
 
 
@@ -60,7 +60,7 @@ def tried(name: str, device: torch.device) -> str:
                 seed_everything(0, step, 0, device)
                 with autocast(device, precision):
                     logits = model(**batch.inputs)
-                loss = F.cross_entropy(logits.float(), batch.labels)
+                loss = loss_sum(logits, batch.labels) / len(batch.labels)
                 scaler.scale(loss).backward()
                 scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -24,14 +24,15 @@ from common import LABELS
 from measure import Bench, open_log
 from operators import attention, positional, strided
 from torch import Tensor
-from torch.nn import functional as F
 
-from audiocls.data.loader import Batch, ClipDataset, Example, make_loader
+from audiocls.data.collators import Batch, Example
+from audiocls.data.loader import ClipDataset, load_batches
 from audiocls.devices import autocast, synchronize
-from audiocls.model.backbone import load_for_training, open_backbone
-from audiocls.model.loaded import LoadedModel
-from audiocls.reporting.flops import training_flops
-from audiocls.reporting.profiling import matmul_flops_per_second, part_times
+from audiocls.log.flops import training_flops
+from audiocls.log.profiling import matmul_flops_per_second, part_times
+from audiocls.model.backbone import LoadedModel
+from audiocls.model.loading import load_for_training, open_backbone
+from audiocls.training.loss import loss_sum
 from audiocls.training.optim import make_optimizer
 
 SIZES = ((32, 16_000, False), (32, 16_000, True), (128, 16_000, False), (32, 80_000, True))
@@ -69,7 +70,7 @@ def made_batch(bench: Bench, loaded: LoadedModel, clips: int, samples: int, ragg
 def loss_of(bench: Bench, model: Any, batch: Batch) -> Tensor:
     with autocast(bench.device, "bf16"):
         logits = model(**batch.inputs)
-    return F.cross_entropy(logits.float(), batch.labels)
+    return loss_sum(logits, batch.labels) / len(batch.labels)
 
 
 def one_step(bench: Bench, loaded: LoadedModel, batch: Batch, name: str, **about: Any) -> None:
@@ -202,7 +203,7 @@ def captured(model: Any, batch: Batch) -> torch.cuda.CUDAGraph:
     def micro_batch() -> None:
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             logits = model(**batch.inputs)
-        F.cross_entropy(logits.float(), batch.labels).backward()
+        (loss_sum(logits, batch.labels) / len(batch.labels)).backward()
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -295,7 +296,7 @@ def feeding(bench: Bench) -> None:
             data = ClipDataset(Noise(samples), np.arange(32 * count), np.zeros(32 * count, int))
             batches = [list(range(32 * number, 32 * number + 32)) for number in range(count)]
             collate = loaded.training_collator(0)
-            loader = make_loader(data, batches, collate, num_workers=workers, device=bench.device)
+            loader = load_batches(data, batches, collate, num_workers=workers, device=bench.device)
             times = []
             for batch in loader:
                 pinned = batch.labels.is_pinned() if bench.on_gpu else False

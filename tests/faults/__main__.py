@@ -34,20 +34,10 @@ def main() -> int:
     options = parser.parse_args()
     if unknown := set(options.drivers) - set(DRIVERS):
         parser.error(f"there is no driver {', '.join(sorted(unknown))}")
-    count = [] if options.count is None else ["--count", str(options.count)]
-    codes = [
-        subprocess.run(
-            [
-                sys.executable,
-                str(Path(__file__).with_name(f"{name}.py")),
-                *count,
-                "--seed",
-                str(options.seed),
-            ],
-            check=False,
-        ).returncode
-        for name in options.drivers or DRIVERS
-    ]
+    arguments = ["--seed", str(options.seed)]
+    arguments += [] if options.count is None else ["--count", str(options.count)]
+    files = [str(Path(__file__).with_name(f"{name}.py")) for name in options.drivers or DRIVERS]
+    codes = [subprocess.run([sys.executable, file, *arguments], check=False).returncode for file in files]
     return int(any(codes))
 
 

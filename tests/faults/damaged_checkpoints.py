@@ -13,53 +13,64 @@ from typing import Any
 
 import numpy as np
 from cases import parse
-from hostile_inputs import OutcomeTally, in_child, save_classifier, script, write_clips
+from conftest import write_clips
+from hostile_inputs import OutcomeTally, in_child, save_classifier, script
 from safetensors.torch import load_file, save_file
+from what_is_left import differences, fingerprint
 
-from audiocls.storage import manifest_of
+from audiocls.storage import checksums_of
 
 Draw = np.random.Generator
 # Harms one checkpoint of a run; returns the names of the checkpoints that are no longer whole.
 Harm = Callable[[Path, Draw], set[str]]
 
-FILES = ("model.safetensors", "optimizer.safetensors", "training_state.json", "config.json", "manifest.json")
+FILES = ("model.safetensors", "optimizer.safetensors", "training_state.json", "config.json", "checksums.json")
 
 
-def any_file(checkpoint: Path, draw: Draw) -> Path:
-    return checkpoint / FILES[draw.integers(len(FILES))]
-
-
-def manifest_again(checkpoint: Path) -> None:
+def checksums_again(checkpoint: Path) -> None:
     """Make the manifest fit what the files now are, as one who edits them on purpose would."""
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    manifest = json.loads((checkpoint / "checksums.json").read_text())
     for name in manifest["files"]:
         content = (checkpoint / name).read_bytes()
         manifest["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    (checkpoint / "checksums.json").write_text(json.dumps(manifest))
 
 
-def cut(checkpoint: Path, draw: Draw) -> set[str]:
-    file = any_file(checkpoint, draw)
+def cut(file: Path, draw: Draw) -> None:
     os.truncate(file, int(draw.integers(file.stat().st_size)))
-    return {checkpoint.name}
 
 
-def flip_bit(checkpoint: Path, draw: Draw) -> set[str]:
-    file = checkpoint / FILES[draw.integers(4)]  # in the manifest's blanks a bit may change nothing
+def flip_bit(file: Path, draw: Draw) -> None:
     content = bytearray(file.read_bytes())
     content[draw.integers(len(content))] ^= 1 << int(draw.integers(8))
     file.write_bytes(content)
-    return {checkpoint.name}
 
 
-def delete(checkpoint: Path, draw: Draw) -> set[str]:
-    any_file(checkpoint, draw).unlink()
-    return {checkpoint.name}
+def replace_by_odd(file: Path, draw: Draw) -> None:
+    file.unlink()
+    to = file.symlink_to
+    (file.mkdir, lambda: os.mkfifo(file), lambda: to("/dev/zero"), lambda: to(file))[draw.integers(4)]()
 
 
-def empty(checkpoint: Path, draw: Draw) -> set[str]:
-    any_file(checkpoint, draw).write_bytes(b"")
-    return {checkpoint.name}
+FILE_HARMS: dict[str, Callable[[Path, Draw], object]] = {
+    "cut": cut,
+    "flip_bit": flip_bit,
+    "delete": lambda file, draw: file.unlink(),
+    "empty": lambda file, draw: file.write_bytes(b""),
+    "garbage": lambda file, draw: file.write_bytes(draw.bytes(5_000)),
+    "replace_by_odd": replace_by_odd,
+}
+
+
+def one_file(what: str) -> Harm:
+    """That done to one of the checkpoint's files."""
+
+    def harm(checkpoint: Path, draw: Draw) -> set[str]:
+        # In the manifest's blanks a bit may change nothing.
+        FILE_HARMS[what](checkpoint / FILES[draw.integers(len(FILES) - (what == "flip_bit"))], draw)
+        return {checkpoint.name}
+
+    return harm
 
 
 def delete_all(checkpoint: Path, draw: Draw) -> set[str]:
@@ -68,21 +79,13 @@ def delete_all(checkpoint: Path, draw: Draw) -> set[str]:
     return {checkpoint.name}
 
 
-def replace_by_odd(checkpoint: Path, draw: Draw) -> set[str]:
-    file = any_file(checkpoint, draw)
-    file.unlink()
-    (
-        file.mkdir,
-        lambda: os.mkfifo(file),
-        lambda: file.symlink_to("/dev/zero"),
-        lambda: file.symlink_to(file),
-    )[draw.integers(4)]()
-    return {checkpoint.name}
+def another(checkpoint: Path, draw: Draw) -> Path:
+    others = [other for other in checkpoint.parent.iterdir() if other.name != checkpoint.name]
+    return sorted(others)[draw.integers(len(others))]
 
 
 def swap_files(checkpoint: Path, draw: Draw) -> set[str]:
-    others = [other for other in checkpoint.parent.iterdir() if other.name != checkpoint.name]
-    other = sorted(others)[draw.integers(len(others))]
+    other = another(checkpoint, draw)
     name = FILES[draw.integers(3)]
     ours, theirs = (checkpoint / name).read_bytes(), (other / name).read_bytes()
     (checkpoint / name).write_bytes(theirs)
@@ -91,8 +94,7 @@ def swap_files(checkpoint: Path, draw: Draw) -> set[str]:
 
 
 def swap_folders(checkpoint: Path, draw: Draw) -> set[str]:
-    others = [other for other in checkpoint.parent.iterdir() if other.name != checkpoint.name]
-    other = sorted(others)[draw.integers(len(others))]
+    other = another(checkpoint, draw)
     aside = checkpoint.with_name("aside")
     checkpoint.rename(aside)
     other.rename(checkpoint)
@@ -100,30 +102,29 @@ def swap_folders(checkpoint: Path, draw: Draw) -> set[str]:
     return {checkpoint.name, other.name}
 
 
-def edit_manifest(checkpoint: Path, draw: Draw) -> set[str]:
-    path = checkpoint / "manifest.json"
-    manifest: Any = json.loads(path.read_text())
-    match draw.integers(9):
-        case 0:
-            manifest["files"] = {}
-        case 1:
-            manifest["files"] = list(manifest["files"])
-        case 2:
-            manifest["files"]["../../run.json"] = {"bytes": 1, "sha256": "0"}
-        case 3:
-            manifest["files"]["model.safetensors"]["bytes"] += 1
-        case 4:
-            manifest["files"]["optimizer.safetensors"]["sha256"] = "0" * 64
-        case 5:
-            manifest["step"] = 10**9
-        case 6:
-            del manifest["files"]["training_state.json"]
-        case 7:
-            manifest = [manifest]
-        case _:
-            path.write_text("[" * 100_000)
-            return {checkpoint.name}
-    path.write_text(json.dumps(manifest))
+CHECKSUM_EDITS: tuple[Callable[[dict[str, Any]], Any], ...] = (
+    lambda manifest: manifest | {"files": {}},
+    lambda manifest: manifest | {"files": list(manifest["files"])},
+    lambda manifest: with_file(manifest, "../../run.json", bytes=1, sha256="0"),
+    lambda manifest: with_file(manifest, "model.safetensors", bytes=1),
+    lambda manifest: with_file(manifest, "optimizer.safetensors", sha256="0" * 64),
+    lambda manifest: manifest | {"step": 10**9},
+    lambda manifest: manifest["files"].pop("training_state.json") and manifest,
+    lambda manifest: [manifest],
+)
+
+
+def with_file(manifest: dict[str, Any], name: str, **about: Any) -> dict[str, Any]:
+    manifest["files"][name] = manifest["files"].get(name, {}) | about
+    return manifest
+
+
+def edit_checksums(checkpoint: Path, draw: Draw) -> set[str]:
+    path, number = checkpoint / "checksums.json", draw.integers(len(CHECKSUM_EDITS) + 1)
+    if number == len(CHECKSUM_EDITS):
+        path.write_text("[" * 100_000)
+    else:
+        path.write_text(json.dumps(CHECKSUM_EDITS[number](json.loads(path.read_text()))))
     return {checkpoint.name}
 
 
@@ -147,7 +148,7 @@ def edit_tensors(checkpoint: Path, draw: Draw) -> set[str]:
         case _:
             tensors["evil/exp_avg"] = tensors[key].clone()
     save_file(tensors, checkpoint / name)
-    manifest_again(checkpoint)
+    checksums_again(checkpoint)
     return {checkpoint.name}
 
 
@@ -155,7 +156,7 @@ def edit_state(checkpoint: Path, draw: Draw) -> set[str]:
     """Wrong types and absurd values in training_state.json; with a manifest that fits."""
     path = checkpoint / "training_state.json"
     saved: Any = json.loads(path.read_text())
-    fields = [name for name in saved["state"] if name not in ("window", "log_bytes", "wall_seconds")]
+    fields = [name for name in saved["state"] if name not in ("since_last_log", "log_bytes", "wall_seconds")]
     match draw.integers(7):
         case 0:
             saved["state"][fields[draw.integers(len(fields))]] = ["x", {}, [1], True, -1, 1e300, "5"][
@@ -168,24 +169,19 @@ def edit_state(checkpoint: Path, draw: Draw) -> set[str]:
         case 3:
             saved["state"]["step"] += 1
         case 4:
-            saved["state"]["window"] = [None, [], {"loss_sum": "x"}][draw.integers(3)]
+            saved["state"]["since_last_log"] = [None, [], {"loss_sum": "x"}][draw.integers(3)]
         case 5:
             saved["scaler"] = [None, {"scale": 0}, {"evil": 1}, []][draw.integers(4)]
         case _:
             saved = [[], "x", {}, {"state": saved["state"]}][draw.integers(4)]
     path.write_text(json.dumps(saved))
-    manifest_again(checkpoint)
+    checksums_again(checkpoint)
     return {checkpoint.name}
 
 
 def deep_state(checkpoint: Path, draw: Draw) -> set[str]:
     (checkpoint / "training_state.json").write_text("[" * 100_000)
-    manifest_again(checkpoint)
-    return {checkpoint.name}
-
-
-def garbage(checkpoint: Path, draw: Draw) -> set[str]:
-    any_file(checkpoint, draw).write_bytes(draw.bytes(5_000))
+    checksums_again(checkpoint)
     return {checkpoint.name}
 
 
@@ -197,16 +193,19 @@ def add_files(checkpoint: Path, draw: Draw) -> set[str]:
     return set()
 
 
-HARMS: tuple[Harm, ...] = (
-    *(cut, flip_bit, delete, empty, delete_all, replace_by_odd, swap_files, swap_folders),
-    *(edit_manifest, edit_tensors, edit_state, deep_state, garbage, add_files),
-)
+HARMS: dict[str, Harm] = {what: one_file(what) for what in FILE_HARMS} | {
+    harm.__name__: harm
+    for harm in (
+        *(delete_all, swap_files, swap_folders, edit_checksums, edit_tensors, edit_state),
+        *(deep_state, add_files),
+    )
+}
 
 
 def harm(run: Path, number: int, draw: Draw) -> tuple[str, set[str]]:
     """Damage a run: which way, and which checkpoints are then not whole."""
     checkpoints = sorted((run / "checkpoints").iterdir())
-    kind = HARMS[number % len(HARMS)]
+    name, kind = list(HARMS.items())[number % len(HARMS)]
     match draw.integers(5):
         case 0:
             chosen = checkpoints
@@ -216,20 +215,14 @@ def harm(run: Path, number: int, draw: Draw) -> tuple[str, set[str]]:
             chosen = checkpoints[-1:]
     damaged: set[str] = set()
     for checkpoint in chosen:
-        if "swap" in kind.__name__ and damaged:
+        if "swap" in name and damaged:
             break  # twice would be back
         damaged |= kind(checkpoint, draw)
-    what = f"{kind.__name__} of {', '.join(sorted(damaged)) or 'none'}"
+    what = f"{name} of {', '.join(sorted(damaged)) or 'none'}"
     if draw.integers(4) == 0:
         shutil.rmtree(run / "best")
         what += ", best/ gone"
     return f"{number}: {what}", damaged
-
-
-def weights_of(run: Path) -> str:
-    last = max((run / "checkpoints").iterdir(), key=lambda folder: folder.name)
-    files = [last / "model.safetensors", last / "optimizer.safetensors", run / "best" / "model.safetensors"]
-    return " ".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
 
 
 def main() -> int:
@@ -238,7 +231,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="audiocls-faults-") as folder:
         workplace = Path(folder)
         command = [
-            *("train", "--dataset", write_clips(workplace / "clips", 20)),
+            *("train", "--dataset", write_clips(workplace / "clips", [1_200] * 20)),
             *("--model", save_classifier(workplace / "model"), "--cache-dir", workplace / "cache"),
             *("--batch-size", 4, "--gradient-accumulation-steps", 1, "--learning-rate", 1e-3),
             *("--eval-every", 2, "--save-total-limit", 9, "--num-workers", 0, "--max-steps", 12),
@@ -249,7 +242,7 @@ def main() -> int:
         if begun.code != 0:
             print(begun.stderr.decode(errors="replace"))
             return 1
-        expected = weights_of(whole)
+        expected = fingerprint(whole)
         for step in (10, 12):
             shutil.rmtree(whole / "checkpoints" / f"step-{step:08d}")
         resume = [*command, "--resume", "--output-dir"]
@@ -257,9 +250,9 @@ def main() -> int:
             draw = np.random.default_rng([arguments.seed, number])
             run = shutil.copytree(whole, workplace / "run")
             checkpoints = (run / "checkpoints").iterdir()
-            best_of = {folder.name: manifest_of(folder)["best_step"] for folder in checkpoints}
+            best_of = {folder.name: checksums_of(folder)["best_step"] for folder in checkpoints}
             case, damaged = harm(run, number, draw)
-            exported = manifest_of(run / "best").get("step")
+            exported = checksums_of(run / "best").get("step")
             intact = {
                 name
                 for name, best in best_of.items()
@@ -278,8 +271,7 @@ def main() -> int:
                 for name in sorted(damaged):
                     if name > newest and f"{name} is passed over" not in str(outcome.stdout):
                         violations.append(f"{name} is passed over in silence")
-                if weights_of(run) != expected:
-                    violations.append("ended with other weights")
+                violations += differences(run, expected)
             elif outcome.code == 4:
                 result = "left with 4"
                 if intact:

@@ -13,10 +13,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from cases import parse
-from hostile_inputs import RATE, Outcome, OutcomeTally, in_child, noise, save_classifier, script, write_clips
+from conftest import write_clips
+from data_helpers import noise
+from hostile_inputs import RATE, Outcome, OutcomeTally, in_child, save_classifier, script
 
 Make = Callable[[Path], Path]  # writes the input into an empty folder and returns what to classify
-EITHER, REFUSED, HEARD = "either", "refused", "heard"
+Case = tuple[str, str, Make]  # what, what must come of it
+Cases = Iterator[Case]
+EITHER, REFUSED, READ = "either", "refused", "read"
 
 
 def wav_bytes(
@@ -38,12 +42,16 @@ def wav_bytes(
     return b"RIFF" + struct.pack("<I", len(body) if riff_size is None else riff_size) + body
 
 
-def with_bytes(content: bytes, name: str = "a.wav") -> Make:
+def at(name: str, write: Callable[[Path], object]) -> Make:
     def make(folder: Path) -> Path:
-        (folder / name).write_bytes(content)
+        write(folder / name)
         return folder / name
 
     return make
+
+
+def with_bytes(content: bytes, name: str = "a.wav") -> Make:
+    return at(name, lambda path: path.write_bytes(content))
 
 
 def with_samples(
@@ -53,39 +61,34 @@ def with_samples(
     format: str = "WAV",
     subtype: str | None = None,
 ) -> Make:
-    def make(folder: Path) -> Path:
-        with (folder / name).open("wb") as file:  # soundfile itself writes no name that is not UTF-8
+    def write(path: Path) -> None:
+        with path.open("wb") as file:  # soundfile itself writes no name that is not UTF-8
             soundfile.write(file, samples, rate, format=format, subtype=subtype)
-        return folder / name
 
-    return make
+    return at(name, write)
 
 
 def silence(seconds: float, rate: int, format: str, subtype: str | None = None, channels: int = 1) -> Make:
-    def make(folder: Path) -> Path:
-        path = folder / f"a.{format.lower()}"
+    def write(path: Path) -> None:
         with soundfile.SoundFile(path, "w", rate, channels, subtype, format=format) as file:
             block = np.zeros((rate * 10, channels), np.int16)
             for _ in range(round(seconds / 10)):
                 file.write(block)
-        return path
 
-    return make
+    return at(f"a.{format.lower()}", write)
 
 
 def sparse(header: bytes, size: int, name: str = "a.wav") -> Make:
     """A file of `size` bytes that takes a few on the disk."""
 
-    def make(folder: Path) -> Path:
-        with (folder / name).open("wb") as file:
-            file.write(header)
-            file.truncate(size)
-        return folder / name
+    def write(path: Path) -> None:
+        path.write_bytes(header)
+        os.truncate(path, size)
 
-    return make
+    return at(name, write)
 
 
-def bombs() -> Iterator[tuple[str, str, Make]]:
+def bombs() -> Cases:
     yield "flac: 2 h of silence", REFUSED, silence(7_200, RATE, "FLAC")
     yield "flac: 11 min of silence at 192 kHz", REFUSED, silence(660, 192_000, "FLAC")
     yield "flac: 8 channels of 11 min", REFUSED, silence(660, RATE, "FLAC", channels=8)
@@ -104,7 +107,7 @@ def bombs() -> Iterator[tuple[str, str, Make]]:
     yield "id3 tag of 200 MB", EITHER, sparse(b"ID3\x04\0\0\x60\0\0\0", 2**28, "a.mp3")
 
 
-def headers() -> Iterator[tuple[str, str, Make]]:
+def headers() -> Cases:
     for size in (0, 1, 3_199, 3_201, 2**31 - 1, 2**31, 2**32 - 1):
         yield f"data size {size}", EITHER, with_bytes(wav_bytes(data_size=size))
         yield f"riff size {size}", EITHER, with_bytes(wav_bytes(riff_size=size))
@@ -119,9 +122,9 @@ def headers() -> Iterator[tuple[str, str, Make]]:
     for tag in (0, 2, 3, 6, 7, 0x11, 0x31, 0x55, 0xFFFE, 0xFFFF):
         yield f"format tag {tag:#x}", EITHER, with_bytes(wav_bytes(tag=tag))
 
-    def flac(frames: int, name: str) -> Make:
+    def flac(frames: int) -> Make:
         def make(folder: Path) -> Path:
-            path = with_samples(noise(8_000), name=name, format="FLAC")(folder)
+            path = with_samples(noise(8_000), name="a.flac", format="FLAC")(folder)
             content = bytearray(path.read_bytes())
             content[21] = content[21] & 0xF0 | frames >> 32  # STREAMINFO's total, 36 bits
             content[22:26] = struct.pack(">I", frames & 0xFFFFFFFF)
@@ -131,20 +134,20 @@ def headers() -> Iterator[tuple[str, str, Make]]:
         return make
 
     for frames in (0, 1, 7_999, 8_001, 2**32, 2**36 - 1):
-        yield f"flac that claims {frames} frames", EITHER, flac(frames, "a.flac")
+        yield f"flac that claims {frames} frames", EITHER, flac(frames)
 
 
-def rates_and_lengths() -> Iterator[tuple[str, str, Make]]:
+def rates_and_lengths() -> Cases:
     good = (4_000, 8_000, 11_025, 22_050, 44_100, 48_000, 88_200, 96_000, 192_000, 384_000)
     for rate in (1, 100, 3_999, *good, 4_001, 7_351, 15_999, 16_001, 44_101, 383_999, 384_001, 1_000_000):
-        expected = HEARD if rate in good else EITHER if 4_000 <= rate <= 384_000 else REFUSED
+        expected = READ if rate in good else EITHER if 4_000 <= rate <= 384_000 else REFUSED
         yield f"rate {rate}", expected, with_samples(noise(rate // 4 + 1), rate)
     for length in (0, 1, 2, 10, 39, 40, 41, 79, 80, 81, 399, 400, 401, 3_279, 3_280):
         yield f"{length} samples", EITHER, with_samples(noise(length))
         yield f"{length} samples at 8 kHz, flac", EITHER, with_samples(noise(length), 8_000, "a.flac", "FLAC")
 
 
-def values() -> Iterator[tuple[str, str, Make]]:
+def values() -> Cases:
     flat = np.zeros(4_000)
     for number in (np.nan, np.inf, -np.inf, 3e38, -3e38, 1e30, 1e20, 1e7):
         for where in (0, 2_000, 3_999):
@@ -153,32 +156,30 @@ def values() -> Iterator[tuple[str, str, Make]]:
             yield f"{number} at {where}", REFUSED, with_samples(samples, subtype="FLOAT")
     yield "double beyond float", REFUSED, with_samples(flat + 1e300, subtype="DOUBLE")
     for number in (0.0, 1.0, -1.0, 1e5, 1e-40, 1e-30):
-        yield f"all {number}", HEARD, with_samples(flat + number, subtype="FLOAT")
+        yield f"all {number}", READ, with_samples(flat + number, subtype="FLOAT")
     swings = np.where(np.arange(4_000) % 2, 1.0, -1.0)
-    yield "full swing", HEARD, with_samples(swings, subtype="PCM_16")
+    yield "full swing", READ, with_samples(swings, subtype="PCM_16")
     for exponent in (10, 38):
         yield f"swings of 1e{exponent}", REFUSED, with_samples(swings * 10.0**exponent, subtype="DOUBLE")
 
 
-def exotic() -> Iterator[tuple[str, str, Make]]:
+def exotic() -> Cases:
     for format in soundfile.available_formats():
         if format == "RAW":
             continue
         for subtype in soundfile.available_subtypes(format):
             rate = 8_000 if subtype.startswith(("GSM", "G72", "VOX", "NMS")) else RATE
 
-            def make(folder: Path, format: str = format, subtype: str = subtype, rate: int = rate) -> Path:
-                path = folder / f"a.{format.lower()}"
+            def write(path: Path, format: str = format, subtype: str = subtype, rate: int = rate) -> None:
                 try:
                     soundfile.write(path, noise(8_000), rate, format=format, subtype=subtype)
                 except (soundfile.LibsndfileError, ValueError):  # not every pair is written
                     path.write_bytes(format.encode() + subtype.encode())
-                return path
 
-            yield f"{format} {subtype}", EITHER, make
+            yield f"{format} {subtype}", EITHER, at(f"a.{format.lower()}", write)
 
 
-def wrong() -> Iterator[tuple[str, str, Make]]:
+def wrong() -> Cases:
     random = np.random.default_rng(1).bytes(20_000)
     png = b"\x89PNG\r\n\x1a\n" + random[:500]
     contents = {
@@ -200,80 +201,48 @@ def wrong() -> Iterator[tuple[str, str, Make]]:
     for what, content in contents.items():
         for suffix in ("wav", "mp3", "flac"):
             yield f"{what} named .{suffix}", EITHER, with_bytes(content, f"a.{suffix}")
-    yield "flac named .wav", HEARD, with_samples(noise(8_000), name="a.wav", format="FLAC")
-    yield "wav named .flac", HEARD, with_samples(noise(8_000), name="a.flac", format="WAV")
-    yield "wav without a suffix", HEARD, with_samples(noise(8_000), name="a", format="WAV")
+    yield "flac named .wav", READ, with_samples(noise(8_000), name="a.wav", format="FLAC")
+    yield "wav named .flac", READ, with_samples(noise(8_000), name="a.flac", format="WAV")
+    yield "wav without a suffix", READ, with_samples(noise(8_000), name="a", format="WAV")
 
 
-def names() -> Iterator[tuple[str, str, Make]]:
-    odd = (
-        b"a\nb.wav",
-        b"a\r\nb.wav",
-        b"\x1b[2J\x1b[31mred.wav",
-        b"\x1b]0;title\x07.wav",
-        b"\xc2\x9b31m.wav",  # C1's CSI
-        "\u202egnp.wav".encode(),
-        "\u2066\u200b\ufeff.wav".encode(),
-        b"caf\xe9.wav",
-        b"\xff\xfe.wav",
-        b"x" * 251 + b".wav",
-        b"\x1b" * 251 + b".wav",
-        b"=cmd|' C calc'!A0.wav",
-        b"+1.wav",
-        b"-n.wav",
-        b"--help.wav",
-        b"@SUM(1).wav",
-        b"$(touch canary).wav",
-        b"`touch canary`;.wav",
-        b"%s%n%x.wav",
-        b"<img src=x onerror=alert(1)>.wav",
-        b'"quoted", and a comma.wav',
-        b"back\\slash.wav",
-        b"tab\t.wav",
-        b" .wav",
-        b"\x7f\x00".replace(b"\x00", b"\x01") + b".wav",
-    )
+def names() -> Cases:
+    odd = [
+        *(b"a\nb", b"a\r\nb", b"\x1b[2J\x1b[31mred", b"\x1b]0;title\x07", b"\xc2\x9b31m"),  # C1's CSI
+        *("\u202egnp".encode(), "\u2066\u200b\ufeff".encode(), b"caf\xe9", b"\xff\xfe", b"\x7f\x01"),
+        *(b"x" * 251, b"\x1b" * 251, b"=cmd|' C calc'!A0", b"+1", b"-n", b"--help", b"@SUM(1)"),
+        *(b"$(touch canary)", b"`touch canary`;", b"%s%n%x", b"<img src=x onerror=alert(1)>"),
+        *(b'"quoted", and a comma', b"back\\slash", b"tab\t", b" "),
+    ]
     for name in odd:
-        yield f"name {name!r}", HEARD, with_samples(noise(8_000, 5), name=os.fsdecode(name))
+        name = os.fsdecode(name + b".wav")
+        yield f"name {name!r}", READ, with_samples(noise(8_000, seed=5), name=name)
 
 
-def special() -> Iterator[tuple[str, str, Make]]:
-    def fifo(folder: Path) -> Path:
-        os.mkfifo(folder / "a.wav")
-        return folder / "a.wav"
-
-    def unix_socket(folder: Path) -> Path:
+def special() -> Cases:
+    def unix_socket(path: Path) -> None:
         here = os.open(".", os.O_RDONLY)
-        os.chdir(folder)  # a socket's address is short
+        os.chdir(path.parent)  # a socket's address is short
         with socket.socket(socket.AF_UNIX) as one:
-            one.bind("a.wav")
+            one.bind(path.name)
         os.fchdir(here)
         os.close(here)
-        return folder / "a.wav"
-
-    def link(target: str) -> Make:
-        def make(folder: Path) -> Path:
-            (folder / "a.wav").symlink_to(target)
-            return folder / "a.wav"
-
-        return make
 
     def unreadable(folder: Path) -> Path:
         path = with_samples(noise(8_000))(folder)
         path.chmod(0)
         return path
 
-    yield "fifo", REFUSED, fifo
-    yield "socket", REFUSED, unix_socket
-    for target in ("/dev/zero", "/dev/null", "/dev/full", "/dev/random", "/dev/tty", "/dev/stdin"):
-        yield f"link to {target}", REFUSED, link(target)
-    for target in ("/proc/self/mem", "/proc/self/environ", "/proc/kmsg", "/nowhere", "a.wav"):
-        yield f"link to {target}", REFUSED, link(target)
+    yield "fifo", REFUSED, at("a.wav", os.mkfifo)
+    yield "socket", REFUSED, at("a.wav", unix_socket)
+    devices = [f"/dev/{name}" for name in ("zero", "null", "full", "random", "tty", "stdin")]
+    for target in (*devices, "/proc/self/mem", "/proc/self/environ", "/proc/kmsg", "/nowhere", "a.wav"):
+        yield f"link to {target}", REFUSED, at("a.wav", lambda path, to=target: path.symlink_to(to))
     yield "missing", REFUSED, lambda folder: folder / "nowhere.wav"
     yield "unreadable", REFUSED if os.geteuid() else EITHER, unreadable  # root reads everything
 
 
-def broken(generator: np.random.Generator) -> Iterator[tuple[str, str, Make]]:
+def broken(generator: np.random.Generator) -> Cases:
     """Files of every kind cut, overwritten, or with bytes drawn anew, many in their headers; endlessly."""
     kinds = {
         "wav": ("WAV", "PCM_16"),
@@ -295,11 +264,10 @@ def broken(generator: np.random.Generator) -> Iterator[tuple[str, str, Make]]:
             how = ("cut", "bytes", "header", "zeros", "twice")[generator.integers(5)]
             seed = int(generator.integers(2**31))
 
-            def make(
-                folder: Path, suffix: str = suffix, format: str = format, subtype: str | None = subtype,
-                how: str = how, seed: int = seed,
-            ) -> Path:  # fmt: skip
-                path = with_samples(noise(8_000), RATE, f"a.{suffix}", format, subtype)(folder)
+            whole = with_samples(noise(8_000), RATE, f"a.{suffix}", format, subtype)
+
+            def make(folder: Path, whole: Make = whole, how: str = how, seed: int = seed) -> Path:
+                path = whole(folder)
                 draw = np.random.default_rng(seed)
                 content = bytearray(path.read_bytes())
                 start = int(draw.integers(len(content)))
@@ -320,14 +288,11 @@ def broken(generator: np.random.Generator) -> Iterator[tuple[str, str, Make]]:
             yield f"{suffix} broken: {how} {seed}", EITHER, make
 
 
-def all_cases(count: int, seed: int) -> list[tuple[str, str, Make]]:
+def all_cases(count: int, seed: int) -> list[Case]:
     """`count` cases: all the kinds in turn, the broken ones to fill up; fewer than there are: drawn."""
     generator = np.random.default_rng(seed)
-    fixed = [
-        case
-        for kind in (bombs, headers, rates_and_lengths, values, exotic, wrong, names, special)
-        for case in kind()
-    ]
+    kinds = (bombs, headers, rates_and_lengths, values, exotic, wrong, names, special)
+    fixed = [case for kind in kinds for case in kind()]
     num_broken = max(count // 6, count - len(fixed))
     num_fixed = count - num_broken
     chosen = sorted(generator.choice(len(fixed), num_fixed, replace=False).tolist())
@@ -358,7 +323,7 @@ def judge(outcome: Outcome, path: Path, expected: str, good: list[bytes]) -> tup
     shown = os.fsdecode(base64.b64decode(encoded)) if encoded else rows[1]["path"]
     if shown != str(path):
         violations.append(f"path is {rows[1]['path']!r}")
-    result = REFUSED if "error" in rows[1] else HEARD
+    result = REFUSED if "error" in rows[1] else READ
     if expected not in (EITHER, result):
         violations.append(f"was {result}, not {expected}: {rows[1].get('error')}")
     if outcome.code != (3 if result == REFUSED else 0):
@@ -390,14 +355,14 @@ def main() -> int:
         workplace = Path(folder)
         model = save_classifier(workplace / "model")
         first, second = (workplace / f"good {number}.wav" for number in (1, 2))
-        soundfile.write(first, noise(5_000, 1), RATE)
-        soundfile.write(second, noise(9_000, 2), RATE)
+        soundfile.write(first, noise(5_000, seed=1), RATE)
+        soundfile.write(second, noise(9_000, seed=2), RATE)
         reference = in_child(script("infer", model, first, second, "--format", "jsonl"))
         good = reference.stdout.splitlines()
         if reference.code != 0 or len(good) != 2:
             print(reference.stderr.decode(errors="replace"))
             return 1
-        clips = write_clips(workplace / "clips")
+        clips = write_clips(workplace / "clips", [1_200] * 12)
         refused: list[Path] = []
         for number, (case, expected, make) in enumerate(all_cases(arguments.count, arguments.seed)):
             here = workplace / f"{number:04d}"
@@ -412,7 +377,7 @@ def main() -> int:
         # Training on the good clips beside all that was refused is training on the good clips.
         _, expected_weights = weights_of_training(workplace, clips, "alone")
         for number, path in enumerate(refused):
-            (clips / "a" / f"hostile {number}.wav").symlink_to(path)
+            (clips / "hum" / f"hostile {number}.wav").symlink_to(path)
         outcome, weights = weights_of_training(workplace, clips, "beside")
         outcome.seconds = 0.0  # of many inputs
         same = weights == expected_weights != b""

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pickle
+import random
 import shutil
 import struct
 import sys
@@ -16,12 +17,16 @@ from typing import Any
 import soundfile
 import torch
 from cases import parse
-from hostile_inputs import RATE, OutcomeTally, in_child, noise, save_classifier, script, write_clips
+from conftest import write_clips
+from data_helpers import noise
+from hostile_inputs import RATE, OutcomeTally, in_child, save_classifier, script
 from safetensors.torch import load_file, save_file
 
 Spoil = Callable[[Path], None]  # makes a clean model folder hostile
+Case = tuple[str, str, Spoil]  # what, what must come of it
+Cases = Iterator[Case]
 REFUSED, CLEAN, EITHER = "refused", "clean", "either"
-MAY_OPEN = ("config.json", "preprocessor_config.json", "manifest.json", "run.json")
+MAY_OPEN = ("config.json", "preprocessor_config.json", "checksums.json", "run.json")
 WEIGHTS = (".safetensors", ".bin", ".index.json")
 
 EVIL = "import pathlib; pathlib.Path({canary!r}).touch()\n"
@@ -54,9 +59,15 @@ def edited(name: str, changes: dict[str, Any]) -> Spoil:
 
 
 def written(name: str, content: bytes) -> Spoil:
+    return replaced(name, lambda path: path.write_bytes(content))
+
+
+def replaced(name: str, make: Callable[[Path], object] = lambda path: None) -> Spoil:
+    """That file gone, and in its place what `make` makes."""
+
     def spoil(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
-        (folder / name).write_bytes(content)
+        make(folder / name)
 
     return spoil
 
@@ -95,7 +106,7 @@ def index(weight_map: Any, weights: str = "model.safetensors", keep: bool = Fals
     return spoil
 
 
-def pickles() -> Iterator[tuple[str, str, Spoil]]:
+def pickles() -> Cases:
     def with_payload(values: dict[str, Any], canary: Path) -> dict[str, Any]:
         return values | {"evil": Payload(canary)}
 
@@ -113,16 +124,15 @@ def pickles() -> Iterator[tuple[str, str, Spoil]]:
 
     yield "pickle: a tensor expanded to 4 TB", REFUSED, as_bin(huge)
 
-    def plain(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(folder.parent / "canary")))
+    def plain(name: str) -> Spoil:
+        def spoil(folder: Path) -> None:
+            (folder / "model.safetensors").unlink()
+            (folder / name).write_bytes(pickle.dumps(Payload(folder.parent / "canary")))
 
-    yield "pickle: not torch's at all", REFUSED, plain
+        return spoil
 
-    def named_safetensors(folder: Path) -> None:
-        (folder / "model.safetensors").write_bytes(pickle.dumps(Payload(folder.parent / "canary")))
-
-    yield "pickle named .safetensors", REFUSED, named_safetensors
+    yield "pickle: not torch's at all", REFUSED, plain("pytorch_model.bin")
+    yield "pickle named .safetensors", REFUSED, plain("model.safetensors")
 
     def bomb(folder: Path) -> None:
         torch.save(load_file(folder / "model.safetensors"), folder / "small.bin")
@@ -140,7 +150,7 @@ def pickles() -> Iterator[tuple[str, str, Spoil]]:
     yield "pickle: an archive that unpacks to 3 GB", REFUSED, bomb
 
 
-def code() -> Iterator[tuple[str, str, Spoil]]:
+def code() -> Cases:
     for name in ("modeling_evil.py", "configuration_evil.py", "__init__.py"):
 
         def remote(folder: Path, name: str = name) -> None:
@@ -162,11 +172,8 @@ def code() -> Iterator[tuple[str, str, Spoil]]:
         yield f"quantization {method}", CLEAN, config(quantization_config={"quant_method": method})
     yield "use_kernels", CLEAN, config(use_kernels=True, kernel_config={"RMSNorm": repository})
     yield "torchscript and fusion", CLEAN, config(torchscript=True, fusion_config={"patch_embeddings": True})
-    yield (
-        "return_dict off",
-        CLEAN,
-        config(return_dict=False, output_hidden_states=True, output_attentions=True),
-    )
+    outputs = {"return_dict": False, "output_hidden_states": True, "output_attentions": True}
+    yield "return_dict off", CLEAN, config(**outputs)
     yield "custom pipelines", CLEAN, config(custom_pipelines={"audio-classification": {"impl": "evil.Evil"}})
     yield "tensor parallel plan", CLEAN, config(base_model_tp_plan={"*": "colwise"}, distributed_config={})
     yield "per_layer_config", CLEAN, config(per_layer_config={"0": {"hidden_size": 10**9}})
@@ -175,9 +182,9 @@ def code() -> Iterator[tuple[str, str, Spoil]]:
     yield "adapter config", CLEAN, written("adapter_config.json", b'{"base_model_name_or_path": "evil/repo"}')
 
 
-def jsons() -> Iterator[tuple[str, str, Spoil]]:
+def jsons() -> Cases:
     deep = b"[" * 200_000 + b"]" * 200_000
-    # run.json is only asked what training heard: an odd one is no run's.
+    # run.json is only asked what was trained on: an odd one is no run's.
     files = {"config.json": REFUSED, "preprocessor_config.json": REFUSED, "run.json": CLEAN}
     for name, expected in files.items():
         yield f"{name}: deep", expected, written(name, b'{"model_type": ' + deep + b"}")
@@ -187,17 +194,8 @@ def jsons() -> Iterator[tuple[str, str, Spoil]]:
         yield f"{name}: empty", expected, written(name, b"")
         yield f"{name}: a number of 10,000 digits", expected, written(name, b'{"a": ' + b"9" * 10_000 + b"}")
 
-        def fifo(folder: Path, name: str = name) -> None:
-            (folder / name).unlink(missing_ok=True)
-            os.mkfifo(folder / name)
-
-        yield f"{name}: a pipe", expected, fifo
-
-        def device(folder: Path, name: str = name) -> None:
-            (folder / name).unlink(missing_ok=True)
-            (folder / name).symlink_to("/dev/zero")
-
-        yield f"{name}: /dev/zero", expected, device
+        yield f"{name}: a pipe", expected, replaced(name, os.mkfifo)
+        yield f"{name}: /dev/zero", expected, replaced(name, lambda path: path.symlink_to("/dev/zero"))
     yield "model_type of a path", REFUSED, config(model_type="../evil")
     yield "model_type with escapes", REFUSED, config(model_type="\x1b[2J\nevil\u202e")
     yield "model_type a list", REFUSED, config(model_type=["wav2vec2"])
@@ -205,7 +203,7 @@ def jsons() -> Iterator[tuple[str, str, Spoil]]:
     yield "model_type of another", REFUSED, config(model_type="whisper")
 
 
-def settings() -> Iterator[tuple[str, str, Spoil]]:
+def settings() -> Cases:
     sizes = {
         "hidden_size": 10**6,
         "num_hidden_layers": 10**9,
@@ -259,16 +257,9 @@ def settings() -> Iterator[tuple[str, str, Spoil]]:
     yield "preprocessor: padding on the left", CLEAN, preprocessor(padding_side="left")
 
 
-def weights() -> Iterator[tuple[str, str, Spoil]]:
-    for shard in (
-        "../outside.safetensors",
-        "/etc/passwd",
-        "a/../../outside.safetensors",
-        "",
-        ".",
-        "..",
-        "x.bin",
-    ):
+def weights() -> Cases:
+    outside = ("../outside.safetensors", "/etc/passwd", "a/../../outside.safetensors")
+    for shard in (*outside, "", ".", "..", "x.bin"):
         yield f"index names {shard!r}", REFUSED, index(shard)
     yield "index names a missing shard", REFUSED, index("missing.safetensors")
     yield "index of a list", REFUSED, index(["a"])
@@ -285,43 +276,25 @@ def weights() -> Iterator[tuple[str, str, Spoil]]:
         yield f"a weight is {number}", REFUSED, tensors(spread)
     yield "a tensor missing", REFUSED, tensors(lambda values: values.pop("classifier.weight"))
     yield "a tensor left over", REFUSED, tensors(lambda values: values.update(evil=torch.zeros(2)))
-    yield (
-        "a tensor of another shape",
-        REFUSED,
-        tensors(lambda values: values.update({"classifier.weight": torch.zeros(3, 17)})),
-    )
-    header = json.dumps({"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}).encode()
-    sized = struct.pack("<Q", len(header)) + header + bytes(4)
-    yield "safetensors: a huge shape", REFUSED, written("model.safetensors", sized)
-    yield (
-        "safetensors: a huge header",
-        REFUSED,
-        written("model.safetensors", struct.pack("<Q", 2**60) + b"{}"),
-    )
+    other_shape = {"classifier.weight": torch.zeros(3, 17)}
+    yield "a tensor of another shape", REFUSED, tensors(lambda values: values.update(other_shape))
+    shape = json.dumps({"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 4]}}).encode()
     deep = b'{"a":' * 50_000 + b"1" + b"}" * 50_000
-    yield (
-        "safetensors: a deep header",
-        REFUSED,
-        written("model.safetensors", struct.pack("<Q", len(deep)) + deep),
-    )
+    for what, size, header in (
+        ("a huge shape", len(shape), shape + bytes(4)),
+        ("a huge header", 2**60, b"{}"),
+        ("a deep header", len(deep), deep),
+    ):
+        content = struct.pack("<Q", size) + header
+        yield f"safetensors: {what}", REFUSED, written("model.safetensors", content)
     yield "safetensors: empty", REFUSED, written("model.safetensors", b"")
 
     def cut(folder: Path) -> None:
-        content = (folder / "model.safetensors").read_bytes()
-        (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+        os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
 
     yield "safetensors: cut", REFUSED, cut
-
-    def no_file(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-
-    yield "no weights", REFUSED, no_file
-
-    def pipe(folder: Path) -> None:
-        (folder / "model.safetensors").unlink()
-        os.mkfifo(folder / "model.safetensors")
-
-    yield "weights: a pipe", REFUSED, pipe
+    yield "no weights", REFUSED, replaced("model.safetensors")
+    yield "weights: a pipe", REFUSED, replaced("model.safetensors", os.mkfifo)
 
 
 def watched(work: Callable[[], int], folder: Path) -> Callable[[], int]:
@@ -360,14 +333,12 @@ def watched(work: Callable[[], int], folder: Path) -> Callable[[], int]:
     return run
 
 
-def all_cases(count: int, seed: int) -> list[tuple[str, str, Spoil]]:
+def all_cases(count: int, seed: int) -> list[Case]:
     cases = [case for kind in (pickles, code, jsons, settings, weights) for case in kind()]
     if count >= len(cases):
         return cases
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        cases[index] for index in sorted(torch.randperm(len(cases), generator=generator)[:count].tolist())
-    ]
+    draw = random.Random(seed)
+    return [cases[index] for index in sorted(draw.sample(range(len(cases)), count))]
 
 
 def main() -> int:
@@ -379,13 +350,13 @@ def main() -> int:
         soundfile.write(workplace / "good.wav", noise(5_000), RATE)
         infer = [workplace / "good.wav", "--format", "jsonl"]
         good = in_child(script("infer", clean, *infer))
-        clips = write_clips(workplace / "clips")
+        clips = write_clips(workplace / "clips", [1_200] * 12)
         train = ["--dataset", clips, "--max-steps", 1, "--num-workers", 0, "--cache-dir", workplace / "cache"]
         # Everything that is imported on the way is imported now, out of the hook's sight: matplotlib asks
         # a program for fonts when it is.
         script("infer", clean, *infer)
         importlib.import_module("matplotlib.font_manager")
-        from audiocls.model.backbone import load_for_inference
+        from audiocls.model.loading import load_for_inference
 
         load_for_inference(str(clean))
         if good.code != 0:
@@ -400,30 +371,23 @@ def main() -> int:
             here = workplace / f"{number:04d}"
             model = shutil.copytree(clean, here / "model")
             spoil(model)
-            outcome = in_child(watched(script("infer", model, *infer), model))
-            violations = []
-            result = REFUSED if outcome.code in (2, 4) else CLEAN if outcome.code == 0 else "neither"
-            if result == CLEAN and outcome.stdout != good.stdout:
-                violations.append("classified, with other scores than the clean model's")
-            if expected not in (EITHER, result):
-                violations.append(f"was {result}, not {expected}: {outcome.code} {outcome.stderr[:300]!r}")
-            if (here / "canary").exists():
-                violations.append("its code was executed")
-            tally.add_outcome(case, outcome, result, violations)
-
             # As a backbone to fine-tune it may be more: its labels and its head are learned anew.
-            outcome = in_child(
-                watched(script("train", "--model", model, "--output-dir", here / "run", *train), model)
-            )
-            result = {0: "trained", 2: "refused for training", 4: "refused for training"}.get(
-                outcome.code, "neither"
-            )
-            violations = (
-                [f"exit code {outcome.code}: {outcome.stderr[-300:]!r}"] if result == "neither" else []
-            )
-            if (here / "canary").exists():
-                violations.append("its code was executed")
-            tally.add_outcome(f"{case} (training)", outcome, result, violations)
+            for use, arguments, expects in (
+                ("infer", [model, *infer], expected),
+                ("train", ["--model", model, "--output-dir", here / "run", *train], EITHER),
+            ):
+                outcome = in_child(watched(script(use, *arguments), model))
+                result = {0: CLEAN, 2: REFUSED, 4: REFUSED}.get(outcome.code, "neither")
+                violations = []
+                if use == "infer" and result == CLEAN and outcome.stdout != good.stdout:
+                    violations.append("classified, with other scores than the clean model's")
+                if result == "neither" or expects not in (EITHER, result):
+                    violations.append(
+                        f"was {result}, not {expects}: {outcome.code} {outcome.stderr[-300:]!r}"
+                    )
+                if (here / "canary").exists():
+                    violations.append("its code was executed")
+                tally.add_outcome(f"{case} ({use}.py)", outcome, f"{result} for {use}.py", violations)
             shutil.rmtree(here)
     return tally.end()
 

@@ -12,16 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cases import Tally, parse
-from training_runs import (
-    ROOT,
-    Child,
-    Workplace,
-    at_forward,
-    group,
-    workplace,
-    wrap,
-)
+from cases import ROOT, Tally, parse
+from training_runs import Child, Workplace, at_forward, group, workplace, wrap
 from what_is_left import differences, fingerprint, leftovers
 
 MOST_SECONDS = 10.0
@@ -82,9 +74,9 @@ def in_forward(training: bool, passes: int) -> Arm:
 
 
 def at_end(tell: Callable[[], None], draw: random.Random) -> None:
-    from audiocls.reporting import summary
+    from audiocls.reporting import wrap_up
 
-    wrap(summary, "say_end", tell)
+    wrap(wrap_up, "say_end", tell)
 
 
 PHASES = {
@@ -176,7 +168,8 @@ def stop_at_start(place: Workplace, number: int, draw: random.Random) -> tuple[l
     how = "too late" if process.poll() is not None else send(process.pid, draw)
     _, errors = process.communicate(timeout=3 * MOST_SECONDS)
     seconds = time.monotonic() - sent
-    found = judge(process.returncode, seconds, errors, group(process.pid), may_end=how == "too late")
+    is_done = (run / "report.html").exists()  # then the signal came while Python shut down
+    found = judge(process.returncode, seconds, errors, group(process.pid), may_end=is_done)
     found += leftovers(run, place.folder / "cache")
     place.run(run)
     return found + differences(run, fingerprint_of(place, {})), f"{START}, {how}", seconds

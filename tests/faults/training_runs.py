@@ -1,10 +1,4 @@
-"""What the drivers of faults in training share: short runs of the real train.py, each in a fork of its own.
-
-A process start with its imports takes seconds, the runs take one: this process imports everything and
-computes nothing, and each case is a fork of it, the leader of a process group.
-"""
-
-# ruff: noqa: E402 - the environment must be set before torch is imported
+"""What the drivers of faults in training share: short runs of the real train.py, each in a fork."""
 
 import atexit
 import importlib
@@ -20,24 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cases
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import torch
-from cases import fork
-from conftest import RANDOM, SMALL, TEST_HOME, write_clips
+from conftest import RANDOM, save_backbone, write_clips
 
 import train
 from audiocls.errors import exit_code_of
-from audiocls.hub import quiet_transformers
 from audiocls.model.encoder import SpeechClassifier
 
-TEST_HOME.cleanup()  # before a fork would do it, at its end
 for late in (  # what train.py imports when it runs
-    "audiocls.reporting.summary",
+    "audiocls.log.summary",
     "audiocls.training.features",
     "audiocls.training.loop",
     "audiocls.training.run_folder",
@@ -46,7 +33,6 @@ for late in (  # what train.py imports when it runs
     "transformers.models.wav2vec2.modeling_wav2vec2",
 ):
     importlib.import_module(late)
-TIMEOUT_SECONDS = 120
 
 
 @dataclass
@@ -96,85 +82,41 @@ def workplace() -> Iterator[Workplace]:
         for split, count in {"train": 15, "validation": 10, "test": 7}.items():
             lengths = np.random.default_rng(count).integers(800, 1600, count).tolist()
             write_clips(folder / "clips" / split, lengths, seed=count)
-        Child(work=lambda: save_model(folder / "model")).wait()
+        cases.Child(lambda: save_backbone(folder / "model", **RANDOM) and 0).wait()
         yield Workplace(folder)
     finally:
         if os.getpid() == parent:
             shutil.rmtree(folder)
 
 
-def save_model(folder: Path) -> int:
-    """A Wav2Vec2 with dropout, LayerDrop and SpecAugment, all on."""
-    from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
-
-    quiet_transformers()
-    torch.manual_seed(0)
-    model = Wav2Vec2Model(Wav2Vec2Config(**SMALL | RANDOM))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(3)  # as large as trained ones: fresh, all clips sound nearly alike
-    model.save_pretrained(folder)
-    Wav2Vec2FeatureExtractor(return_attention_mask=False).save_pretrained(folder)
-    return 0
-
-
-class Child:
+class Child(cases.Child):
     """train.py in a fork: `before` is called there first, with a function that tells the parent to act."""
 
     def __init__(
-        self,
-        arguments: list[str] | None = None,
-        before: Callable[[Callable[[], None]], object] | None = None,
-        work: Callable[[], int] = lambda: exit_code_of(train.main),
+        self, arguments: list[str], before: Callable[[Callable[[], None]], object] | None = None
     ) -> None:
-        self.output, self.stderr = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        self.told, tell = os.pipe()
-        self.began = time.monotonic()
-        self.code: int | None = None
+        told, tell = os.pipe()
 
         def act() -> int:
-            os.setpgid(0, 0)
             try:
-                if arguments is not None:
-                    sys.argv = ["train.py", *arguments]
+                sys.argv = ["train.py", *arguments]
                 if before is not None:
                     before(lambda: os.write(tell, b"!"))
-                return work()
+                return exit_code_of(train.main)
             finally:
                 atexit._run_exitfuncs()
 
-        self.pid = fork(act, self.output, self.stderr)
+        super().__init__(act)
         os.close(tell)
+        self.told = os.fdopen(told, "rb", buffering=0)
 
     def wait_until_told(self) -> bool:
         """False where the child ended without a word."""
-        return os.read(self.told, 1) != b""
-
-    def poll(self) -> bool:
-        """Whether it has ended."""
-        if self.code is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if not ended:
-                return False
-            self.code = os.waitstatus_to_exitcode(status)
-            self.seconds = time.monotonic() - self.began
-            os.close(self.told)
-        return True
-
-    def wait(self, most_seconds: float = TIMEOUT_SECONDS) -> "Child":
-        """Wait for the end; where it does not come, the whole group is killed and the code is -9."""
-        deadline = time.monotonic() + most_seconds
-        while not self.poll():
-            if time.monotonic() > deadline:
-                os.killpg(self.pid, signal.SIGKILL)
-            time.sleep(0.003)
-        return self
+        return self.told.read(1) != b""
 
     @property
     def errors(self) -> str:
-        self.stderr.seek(0)
-        lines = self.stderr.read().decode(errors="replace").splitlines(keepends=True)
+        lines = self.printed(2).decode(errors="replace").splitlines(keepends=True)
         # torch has an opinion on two workers on one core.
         about_cores = ("UserWarning: This DataLoader", "self.check_worker_number_rationality()")
         return "".join(line for line in lines if not any(words in line for words in about_cores))

@@ -4,25 +4,25 @@ import hashlib
 import json
 from pathlib import Path
 
-from audiocls.storage import damage
+from conftest import without_times
 
-TIMES = ("samples_per_second", "audio_seconds_per_second", "data_wait_seconds", "wall_seconds")
+from audiocls.storage import damage
 
 
 def fingerprint(run: Path) -> dict[str, str]:
     """All that a finished run leaves, but for the times."""
     newest = max((run / "checkpoints").iterdir())
-    files = [
+    weights = [
         newest / "model.safetensors",
         newest / "optimizer.safetensors",
         run / "best" / "model.safetensors",
     ]
     found = {
         str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in [*files, run / "predictions.jsonl"]
+        for file in [*weights, run / "predictions.jsonl"]
     }
     records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    found["metrics.jsonl"] = str([{k: v for k, v in record.items() if k not in TIMES} for record in records])
+    found["metrics.jsonl"] = str(without_times(records))
     return found
 
 

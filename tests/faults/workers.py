@@ -8,13 +8,7 @@ import time
 from collections.abc import Callable
 
 from cases import Tally, parse
-from training_runs import (
-    Child,
-    Workplace,
-    at_forward,
-    group,
-    workplace,
-)
+from training_runs import Child, Workplace, at_forward, group, workplace
 from what_is_left import damaged, differences, fingerprint, leftovers
 
 LONGEST_WAIT_SECONDS = 2.0  # 120 outside of here
@@ -29,9 +23,9 @@ def lose(place: Workplace, run: str, draw: random.Random) -> tuple[str, float, l
     number = draw.randint(1, 12) if training else 1
 
     def arm(tell: Callable[[], None]) -> None:
-        from audiocls.data import workers
+        from audiocls.data import loader
 
-        workers.LONGEST_WAIT_SECONDS = 60.0 if then_stop else LONGEST_WAIT_SECONDS
+        loader.LONGEST_WAIT_SECONDS = 60.0 if then_stop else LONGEST_WAIT_SECONDS
         # Held until the worker is lost: it has work left then, but for what it did ahead.
         at_forward(lambda: (tell(), time.sleep(0.2)), number, training=training)
 

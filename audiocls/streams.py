@@ -1,15 +1,27 @@
-"""What the C libraries that decode say by themselves: libmpg123 a few lines for each broken frame."""
+"""Standard output and standard error: what is said there, and what is kept from them."""
 
 import contextlib
 import os
+import sys
 import threading
 from typing import Self
 
+from audiocls.errors import one_line
+
+
+def say(text: str) -> None:
+    """A line on standard output, above the progress bar where there is one."""
+    from tqdm import tqdm
+
+    tqdm.write(one_line(text), file=sys.stdout)
+    sys.stdout.flush()
+
 
 class QuietStderr:
-    """Sends descriptor 2, which C libraries write to, to nowhere while any thread is inside.
+    """Silences what C libraries write to file descriptor 2 while any thread is inside a `with` block of it.
 
-    Python's own sys.stderr shares it: what must be seen meanwhile goes to a copy made before (`os.dup`).
+    libmpg123, for one, writes a few lines for each broken frame. Python's sys.stderr shares the descriptor:
+    what must be seen meanwhile is written to a copy made before (`os.dup`).
     """
 
     def __init__(self) -> None:

@@ -7,44 +7,28 @@ import importlib.util
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from audiocls.errors import UserError
-from audiocls.reporting.run_log import say
 from audiocls.storage import failing_as, write_text
+from audiocls.streams import say
 
 KINDS = ("train", "eval", "test")  # of the records that are passed on
-
-
-class Tracker(Protocol):
-    """What a run says to a tracker."""
-
-    def start(self, step: int) -> None:
-        """Begin, or go on after `step`: what was said beyond it will be said again."""
-
-    def record(self, kind: str, step: int, values: dict[str, float]) -> None: ...
-
-    def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        """`pixels` is uint8 [height, width, 3]."""
-
-    def close(self) -> None: ...
 
 
 class TensorBoard:
     """Event files in `tensorboard/` of the run folder."""
 
-    def __init__(self, run_folder: Path, config: dict[str, Any]) -> None:
-        self.folder, self.config = run_folder / "tensorboard", config
-
-    def start(self, step: int) -> None:
+    def __init__(self, run_folder: Path, config: dict[str, Any], step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         # TensorBoard forgets what earlier files say of the steps from purge_step on.
-        self.writer = SummaryWriter(str(self.folder), purge_step=step + 1 if step else None)
-        rows = "".join(f"| {name} | `{value}` |\n" for name, value in self.config.items())
+        self.writer = SummaryWriter(str(run_folder / "tensorboard"), purge_step=step + 1 if step else None)
+        rows = "".join(f"| {name} | `{value}` |\n" for name, value in config.items())
         self.writer.add_text("config", f"| setting | value |\n|---|---|\n{rows}", step)
 
     def record(self, kind: str, step: int, values: dict[str, float]) -> None:
@@ -62,24 +46,21 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of the project WANDB_PROJECT, else audiocls; its files are in `wandb/` of the run folder."""
 
-    def __init__(self, run_folder: Path, config: dict[str, Any]) -> None:
-        self.run_folder, self.config = run_folder, config
-
-    def start(self, step: int) -> None:
+    def __init__(self, run_folder: Path, config: dict[str, Any], step: int) -> None:
         import wandb
 
         self.make_image = wandb.Image
-        id_file = self.run_folder / "wandb" / "run-id.txt"
+        id_file = run_folder / "wandb" / "run-id.txt"
         if not id_file.exists():
             with failing_as(id_file):
                 id_file.parent.mkdir(exist_ok=True)
             write_text(id_file, secrets.token_hex(8))
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "audiocls"),
-            name=self.run_folder.resolve().name,
+            name=run_folder.resolve().name,
             id=id_file.read_text(encoding="utf-8"),
-            dir=str(self.run_folder),
-            config=self.config,
+            dir=str(run_folder),
+            config=config,
             resume="allow",
         )
 
@@ -97,10 +78,9 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-MAKE: dict[str, Callable[[Path, dict[str, Any]], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WeightsAndBiases,
-}
+# Each begins, or goes on after `step`: records of later steps that it has will come again.
+Tracker = TensorBoard | WeightsAndBiases
+TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 LOGIN = {"wandb": " Log in with `wandb login`, or set WANDB_MODE=offline."}
 
 
@@ -110,19 +90,20 @@ def check_installed(names: Sequence[str]) -> None:
         raise UserError(f"--log-to needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
 
 
+@dataclass
 class Trackers:
     """All the trackers of a run. One that fails while the run goes on is noted, and not asked again."""
 
-    def __init__(self, names: Sequence[str], run_folder: Path, config: dict[str, Any]) -> None:
-        self.waiting = {name: MAKE[name](run_folder, config) for name in names}
-        self.open: dict[str, Tracker] = {}
+    names: Sequence[str] = ()
+    run_folder: Path = Path()
+    config: dict[str, Any] = field(default_factory=dict)
+    open: dict[str, Tracker] = field(default_factory=dict)  # that were started and have not failed, by name
 
     def start(self, step: int) -> None:
         """Raises UserError for a tracker that does not start: nothing is lost yet."""
-        for name, tracker in self.waiting.items():
+        for name in self.names:
             try:
-                tracker.start(step)
-                self.open[name] = tracker
+                self.open[name] = TRACKERS[name](self.run_folder, self.config, step)
             except Exception as error:
                 raise UserError(f"--log-to {name} does not start: {error}.{LOGIN.get(name, '')}") from error
 
@@ -131,12 +112,13 @@ class Trackers:
         numbers = {
             name: value
             for name, value in values.items()
-            if isinstance(value, int | float) and not isinstance(value, bool) and name != "step"
+            if isinstance(value, int | float) and name not in ("step", "is_best")
         }
         if kind in KINDS:
             self.each(lambda tracker: tracker.record(kind, values["step"], numbers))
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """`pixels` is uint8 [height, width, 3]."""
         self.each(lambda tracker: tracker.image(name, pixels, step))
 
     def close(self) -> None:

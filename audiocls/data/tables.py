@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import InputOutputFailed, UserError, named
 from audiocls.storage import open_regular
 
 MISSING = "\0missing"  # stands for a cell that a row of a csv lacks
@@ -78,5 +78,4 @@ def note_repeated(manifest: Path, files: Sequence[Path]) -> list[str]:
     ]
     if not repeated:
         return []
-    more = f" and {len(repeated) - MOST_NAMED} more" if len(repeated) > MOST_NAMED else ""
-    return [f"{manifest}: the same file more than once: {'; '.join(repeated[:MOST_NAMED])}{more}"]
+    return [f"{manifest}: the same file more than once: {named(repeated, MOST_NAMED, '; ')}"]

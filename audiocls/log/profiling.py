@@ -1,28 +1,29 @@
 """Where a step's time goes: the loop names what it does, `--profile` records and prints it."""
 
 import json
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from audiocls.data.quiet import quiet_stderr
 from audiocls.devices import DTYPES, device_name, synchronize
 from audiocls.errors import InputOutputFailed
 from audiocls.storage import write_text
+from audiocls.streams import quiet_stderr
 
 WARM_UP_STEPS, TRACED_STEPS, TIMED_STEPS = 2, 3, 5
 # The phases of a step, in the loop's order, and those that are no part of one.
 STEP = (
     *("data wait", "host to device", "forward", "backward"),
-    *("clipping", "device wait", "optimizer", "logging"),
+    *("clipping", "device wait", "optimizer", "between steps"),
 )
 BESIDE_STEPS = ("evaluation", "save")
 
@@ -32,10 +33,10 @@ class StepFacts:
     """What happened in an optimizer step."""
 
     loss_sum: float  # over its clips
-    clips: int
+    num_clips: int
     audio_seconds: float
     padding_seconds: float
-    seconds: dict[str, float] = field(default_factory=dict)  # of each phase
+    seconds: dict[str, float]  # of each phase
 
 
 class Phases:
@@ -46,26 +47,23 @@ class Phases:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self.before_change: Callable[[], None] | None = None  # for exact times, a wait for the device
+        self.waits_for: torch.device | None = None  # at each change, for exact times
         self.is_traced = False
         self.name: str | None = None
         self.began = 0.0
-        self.range: AbstractContextManager | None = None
+        self.range = ExitStack()  # holds the profiler's range of the phase
 
     def __call__(self, name: str | None) -> None:
         """Begin a phase; None: only end the one that is going on."""
-        if self.before_change is not None:
-            self.before_change()
+        if self.waits_for is not None:
+            synchronize(self.waits_for)
         now = time.perf_counter()
         if self.name is not None:
             self.seconds[self.name] = self.seconds.get(self.name, 0.0) + now - self.began
-        if self.range is not None:
-            self.range.__exit__(None, None, None)
-            self.range = None
+        self.range.close()
         self.name, self.began = name, now
         if self.is_traced and name is not None:
-            self.range = record_function(name)
-            self.range.__enter__()
+            self.range.enter_context(record_function(name))
 
     def take(self) -> dict[str, float]:
         """The seconds of each phase since this was last asked for; the one going on ends."""
@@ -111,29 +109,22 @@ def part_times(events: Iterable[Any], *, on_gpu: bool) -> dict[str, PartTime]:
     return parts
 
 
+@dataclass
 class StepProfiler:
     """`--profile`: after some steps to warm up, a few with torch's profiler, then a few timed one by one.
 
     Writes `profile/trace.json.gz` (for https://ui.perfetto.dev or chrome://tracing) and `profile/steps.json`.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        device: torch.device,
-        precision: str,
-        flops_of: Callable[[float], float],
-    ) -> None:
-        """`flops_of`: what training on a clip of so many seconds costs; 0 where that is not known."""
-        self.folder = folder
-        self.phase = Phases()
-        self.device = device
-        self.precision = precision
-        self.flops_of = flops_of
-        self.steps_seen = 0
-        self.timed: list[StepFacts] = []
-        self.profile: profile | None = None
-        self.parts: dict[str, PartTime] = {}
+    folder: Path
+    device: torch.device
+    precision: str
+    flops_of: Callable[[float], float]  # what training on a clip of so many seconds costs; 0: not known
+    phase: Phases = field(default_factory=Phases)
+    steps_seen: int = 0
+    timed: list[StepFacts] = field(default_factory=list)
+    tracer: profile | None = None  # while it records
+    parts: dict[str, PartTime] = field(default_factory=dict)
 
     def step(self, step: StepFacts) -> str | None:
         """A step is over; after the last that is timed, the table."""
@@ -142,46 +133,43 @@ class StepProfiler:
         if timed_from < self.steps_seen <= timed_from + TIMED_STEPS:
             self.timed.append(step)
         if self.steps_seen == WARM_UP_STEPS:
-            activities = [ProfilerActivity.CPU]
-            if self.device.type == "cuda":
-                activities.append(ProfilerActivity.CUDA)
-            self.profile = profile(activities=activities, acc_events=True)
+            on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
+            self.tracer = profile(activities=[ProfilerActivity.CPU, *on_gpu], acc_events=True)
             with quiet_stderr:  # its own words, of no use here
-                self.profile.start()
+                self.tracer.start()
             self.phase.is_traced = True
         elif self.steps_seen == timed_from:
             self.stop_tracing()
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
-            if self.device.type != "cpu":
-                self.phase.before_change = partial(synchronize, self.device)
+            self.phase.waits_for = self.device
         elif self.steps_seen == timed_from + TIMED_STEPS:
             return self.finish()
         return None
 
     def stop_tracing(self) -> None:
-        if self.profile is None:
+        if self.tracer is None:
             return
         self.phase.is_traced = False
         with quiet_stderr:
-            self.profile.stop()
-        self.parts = part_times(self.profile.events() or [], on_gpu=self.device.type == "cuda")
+            self.tracer.stop()
+        self.parts = part_times(self.tracer.events() or [], on_gpu=self.device.type == "cuda")
         try:
             self.folder.mkdir(exist_ok=True)
-            self.profile.export_chrome_trace(str(self.folder / "trace.json.gz"))
+            self.tracer.export_chrome_trace(str(self.folder / "trace.json.gz"))
         except (OSError, RuntimeError) as error:
             raise InputOutputFailed(f"{self.folder} cannot be written: {error}") from None
-        self.profile = None
+        self.tracer = None
 
     def finish(self) -> str | None:
         """End early, or at the end; returns the table, if a step was timed."""
         self.stop_tracing()
-        self.phase.before_change = None
+        self.phase.waits_for = None
         if not self.timed:
             fewest = WARM_UP_STEPS + TRACED_STEPS + 1
             return f"note: --profile needs {fewest} steps for its table" if self.steps_seen < fewest else None
         steps, self.timed = self.timed, []
-        flops = sum(step.clips * self.flops_of(step.audio_seconds / step.clips) for step in steps)
+        flops = sum(step.num_clips * self.flops_of(step.audio_seconds / step.num_clips) for step in steps)
         figures = summarize(steps, flops, self.device, self.precision)
         parts = {name: asdict(part) for name, part in self.parts.items()}
         content = {"figures": figures, "parts": parts, "steps": [asdict(step) for step in steps]}
@@ -193,12 +181,12 @@ def summarize(steps: list[StepFacts], flops: float, device: torch.device, precis
     """Figures of some steps that took `flops` in all: medians for the phases, totals for the rates."""
     medians = {name: statistics.median(step.seconds.get(name, 0.0) for step in steps) for name in STEP}
     total = sum(sum(step.seconds.values()) for step in steps)
-    heard, padding = sum(step.audio_seconds for step in steps), sum(step.padding_seconds for step in steps)
+    audio, padding = sum(step.audio_seconds for step in steps), sum(step.padding_seconds for step in steps)
     figures = {
         "phase_milliseconds": {name: 1000 * seconds for name, seconds in medians.items()},
-        "clips_per_second": sum(step.clips for step in steps) / total,
-        "audio_seconds_per_second": heard / total,
-        "padding_share": padding / (heard + padding),
+        "clips_per_second": sum(step.num_clips for step in steps) / total,
+        "audio_seconds_per_second": audio / total,
+        "padding_share": padding / (audio + padding),
         "peak_memory_gigabytes": peak_memory_bytes(device) / 1e9,
         "device": device_name(device),
         "precision": precision,
@@ -231,11 +219,11 @@ def as_table(figures: dict[str, Any], parts: dict[str, PartTime], num_steps: int
     both = sum(part.forward_seconds + part.backward_seconds for part in parts.values())
     if both:
         lines.append("  parts of the model:      forward backward")
-    for name, part in parts.items() if both else ():
-        lines.append(f"    {name:22}{part.forward_seconds / both:8.1%} {part.backward_seconds / both:8.1%}")
-    return "\n".join(
-        [*lines, f"  the trace is {folder / 'trace.json.gz'}: open it at https://ui.perfetto.dev"]
-    )
+        for name, part in parts.items():
+            forward, backward = part.forward_seconds / both, part.backward_seconds / both
+            lines.append(f"    {name:22}{forward:8.1%} {backward:8.1%}")
+    lines.append(f"  the trace is {folder / 'trace.json.gz'}: open it at https://ui.perfetto.dev")
+    return "\n".join(lines)
 
 
 def shares(seconds: dict[str, float]) -> str:
@@ -263,8 +251,5 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Of the GPU since the timed steps began; on a CPU of the whole process since its start."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from audiocls.config import TrainConfig
-from audiocls.reporting.chance import ChanceAlarm
+from audiocls.log.chance_alarm import ChanceAlarm
 
 SHARES = np.full(14, 1 / 14)
-GUESSING = {"loss": math.log(14), "accuracy": 0.08, "num_samples": 113}
+GUESSING = {"loss": math.log(14), "accuracy": 0.08, "num_clips": 113}
 
 
 def alarm(**settings: Any) -> ChanceAlarm:
@@ -38,7 +38,7 @@ def test_it_rings_once() -> None:
 
 def test_knowing_only_how_frequent_the_labels_are_is_guessing_too() -> None:
     entropy = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # what such a model's loss is
-    guessing = {"loss": entropy, "accuracy": 0.9, "num_samples": 100}
+    guessing = {"loss": entropy, "accuracy": 0.9, "num_clips": 100}
     uneven = np.array([0.9, 0.1, 0.0])
     assert ChanceAlarm(TrainConfig(), uneven)(1.0, 5, guessing)
     assert ChanceAlarm(TrainConfig(), uneven)(1.0, 5, guessing | {"loss": 0.9 * entropy}) is None
@@ -55,8 +55,8 @@ def test_on_the_guides_recipe_it_names_what_usually_helps() -> None:
 def test_it_advises_only_what_would_change_something() -> None:
     advice = alarm(max_steps=50)(1.0, 10, GUESSING)
     assert advice is not None and "--max-steps 200" in advice and "--epochs" not in advice
-    heard = ChanceAlarm(TrainConfig(), SHARES, has_feature_encoder=False, heard_share=0.97)
-    advice = heard(1.0, 10, GUESSING)
+    ring = ChanceAlarm(TrainConfig(), SHARES, has_feature_encoder=False, used_share=0.97)
+    advice = ring(1.0, 10, GUESSING)
     assert advice is not None and "--max-seconds" not in advice and "--freeze" not in advice
 
 
@@ -72,5 +72,5 @@ def test_it_does_not_advise_what_is_done_already() -> None:
 
 
 def test_it_is_silent_where_only_one_label_is_evaluated() -> None:
-    perfect = {"loss": 0.003, "accuracy": 1.0, "num_samples": 10}
+    perfect = {"loss": 0.003, "accuracy": 1.0, "num_clips": 10}
     assert ChanceAlarm(TrainConfig(), np.array([1.0, 0.0]))(1.0, 5, perfect) is None

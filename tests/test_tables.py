@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from data_helpers import config_for, write_table, write_wav
 
-from audiocls.data.manifest import clip_files, note_repeated, read_manifest
 from audiocls.data.prepare import prepare_data
+from audiocls.data.tables import clip_files, note_repeated, read_manifest
 from audiocls.errors import InputOutputFailed, UserError
 
 
@@ -44,13 +44,6 @@ def test_a_pipe_is_no_manifest(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clips.csv")
     with pytest.raises(InputOutputFailed, match="not a regular file"):
         read_manifest(tmp_path / "clips.csv")
-
-
-def test_a_byte_order_mark_and_any_line_ends_are_fine(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na.wav,yes\r\nb.wav,no\r\n")
-    assert read_manifest(tmp_path / "a.csv") == [
-        *({"path": "a.wav", "label": "yes"}, {"path": "b.wav", "label": "no"})
-    ]
 
 
 def test_a_file_named_twice_is_said_with_its_rows(tmp_path: Path) -> None:

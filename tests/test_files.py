@@ -8,19 +8,27 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from audiocls.errors import UserError
-from audiocls.model.backbone import (
+from audiocls.model.backbone import LoadedModel
+from audiocls.model.encoder import SpeechClassifier
+from audiocls.model.files import (
+    check_tensors,
+    known_fields,
+    labels_in,
+    read_json,
+    save_model,
+    weight_files,
+)
+from audiocls.model.loading import (
     load_for_inference,
     load_for_training,
     open_backbone,
 )
-from audiocls.model.encoder import SpeechClassifier
-from audiocls.model.files import NOT_KEPT, save_model
-from audiocls.model.loaded import LoadedModel
-from audiocls.model.trust import check_tensors, known_fields, labels_in, read_json, weight_files
+from audiocls.model.stock import NOT_KEPT
 
 MakeModel = Callable[..., LoadedModel]
 HERE = Path("config.json")
@@ -39,18 +47,15 @@ def edit(path: Path, **changes: Any) -> None:
 
 def test_a_config_of_known_fields_is_what_transformers_reads(saved: Path) -> None:
     theirs = AutoConfig.from_pretrained(saved).to_dict()
-    ours = open_backbone(str(saved), with_labels=True, stock=True).config.to_dict()
+    ours = load_for_inference(str(saved), stock=True).model.model.config.to_dict()
     ignored = NOT_KEPT - {"id2label", "label2id", "problem_type"} | {"_name_or_path"}
     assert {key for key in theirs if theirs[key] != ours.get(key)} <= ignored
 
 
 def test_a_config_cannot_name_code_or_change_what_forward_returns(saved: Path) -> None:
-    evil = {
-        "auto_map": {"AutoConfig": "evil.Evil"},
-        "attn_implementation": "evil/kernel",
-        "return_dict": False,
-    }
-    edit(saved / "config.json", **evil, quantization_config={"quant_method": "gptq"}, trust_remote_code=True)
+    evil = {"auto_map": {"AutoConfig": "evil.Evil"}, "attn_implementation": "evil/kernel"}
+    evil |= {"return_dict": False, "trust_remote_code": True}
+    edit(saved / "config.json", **evil, quantization_config={"quant_method": "gptq"})
     assert isinstance(load_for_inference(str(saved)).model, SpeechClassifier)  # which knows none of them
     config = load_for_inference(str(saved), stock=True).model.model.config
     assert config.return_dict is True
@@ -68,7 +73,7 @@ def test_json_is_finite_shallow_regular_and_of_bounded_size(
             read_json(path)
     path.write_text('{"a": [1, 2.5]}')
     assert read_json(path) == {"a": [1, 2.5]}
-    monkeypatch.setattr("audiocls.model.trust.MOST_JSON_BYTES", 5)
+    monkeypatch.setattr("audiocls.model.files.MOST_JSON_BYTES", 5)
     with pytest.raises(UserError, match="larger"):
         read_json(path)
     path.unlink()
@@ -85,7 +90,8 @@ def test_json_is_finite_shallow_regular_and_of_bounded_size(
         ("attention_dropout", 1.5),
         ("sampling_rate", 10**9),
         ("hidden_size", -1),
-        ("chunk_length", 10**6),
+        pytest.param("hidden_size", 10**400, id="too large for a float"),
+        ("num_conv_pos_embeddings", 10**5),  # layers, in Data2Vec-Audio
         ("hidden_act", {"a": 1}),
         ("conv_dim", [1] * 5_000),
     ],
@@ -94,6 +100,37 @@ def test_a_setting_outside_its_limits_is_refused_by_name(name: str, value: Any) 
     with pytest.raises(UserError, match=name):
         known_fields({name: value}, [name], HERE)
     assert known_fields({name: value}, ["other"], HERE) == {}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "file", "changes", "why"),
+    [
+        ("whisper", "preprocessor_config.json", {"chunk_length": 10**6}, "preprocessor_config.json makes"),
+        ("whisper", "preprocessor_config.json", {"chunk_length": 0}, "preprocessor_config.json makes"),
+        (
+            "audio-spectrogram-transformer",
+            "config.json",
+            {"max_length": 10**6},
+            "preprocessor_config.json makes",
+        ),
+        ("audio-spectrogram-transformer", "config.json", {"patch_size": 10**4}, "describes"),
+        ("audio-spectrogram-transformer", "config.json", {"patch_size": 0}, "do not fit"),
+        ("wav2vec2-bert", "config.json", {"left_max_position_embeddings": 10**7}, "describes"),
+        ("wav2vec2-bert", "config.json", {"conv_depthwise_kernel_size": 10**6 + 1}, "describes"),
+        ("wav2vec2", "config.json", {"conv_kernel": [10**6] * 7}, "describes|audio for one frame"),
+        ("wav2vec2", "config.json", {"conv_kernel": [0] * 7}, "audio for one frame"),
+        ("data2vec-audio", "config.json", {"conv_pos_kernel_size": 10**7}, "describes"),
+    ],
+    ids=str,
+)
+def test_a_size_that_the_rest_of_the_files_contradicts_is_refused_when_the_model_is_loaded(
+    architecture: str, file: str, changes: dict[str, Any], why: str, tmp_path: Path
+) -> None:
+    save_backbone(architecture, tmp_path)
+    edit(tmp_path / file, **changes)
+    with pytest.raises(UserError, match=why) as refusal:
+        load_for_training(open_backbone(str(tmp_path)), ["a", "b"], seed=0)
+    assert "\n" not in str(refusal.value)
 
 
 def test_labels_are_one_text_for_each_number_and_none_twice() -> None:
@@ -144,11 +181,7 @@ def test_what_only_a_forward_pass_shows_wrong_is_refused(saved: Path) -> None:
 
 def test_a_feature_extractor_of_another_class_or_rate_is_refused(saved: Path) -> None:
     path = saved / "preprocessor_config.json"
-    for changes in (
-        {"sampling_rate": 0},
-        {"sampling_rate": "16000"},
-        {"feature_extractor_type": "Evil"},
-    ):
+    for changes in ({"sampling_rate": 0}, {"sampling_rate": "16000"}, {"feature_extractor_type": "Evil"}):
         before = path.read_text()
         edit(path, **changes)
         with pytest.raises(UserError, match="preprocessor_config"):

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from audiocls.model.loaded import LoadedModel
+from audiocls.model.backbone import LoadedModel
 from audiocls.training.checkpoint import (
     TrainState,
     check_best,
     check_position,
+    checked,
+    read_checkpoint,
     save_checkpoint,
     whole_records,
 )
-from audiocls.training.verified import checked, read_checkpoint
 
 STATE = dataclasses.asdict(TrainState(epoch=1, step_in_epoch=2, step=6, steps_taken=5, log_bytes=9))
 
@@ -27,19 +28,11 @@ STATE = dataclasses.asdict(TrainState(epoch=1, step_in_epoch=2, step=6, steps_ta
 @pytest.mark.parametrize(
     "changes",
     [
-        {"step": "6"},
-        {"step": -1},
-        {"step": True},
-        {"step": 6.0},
-        {"epoch": None},
-        {"best_score": [1]},
-        {"best_score": math.inf},
-        {"wall_seconds": math.nan},
-        {"window": None},
-        {"window": {}},
-        {"evil": 1},
-        {"step": 10**30},
+        *({"step": "6"}, {"step": -1}, {"step": True}, {"step": 6.0}, {"step": 10**30}, {"epoch": None}),
+        *({"best_score": [1]}, {"best_score": math.inf}, {"wall_seconds": math.nan}),
+        *({"since_last_log": None}, {"since_last_log": {}}, {"evil": 1}),
     ],
+    ids=str,
 )
 def test_a_state_of_wrong_types_or_absurd_values_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"training_state\.json"):
@@ -48,10 +41,10 @@ def test_a_state_of_wrong_types_or_absurd_values_is_refused(changes: dict[str, A
 
 def test_a_state_comes_back_as_it_was_also_with_a_loss_that_was_not_finite() -> None:
     state = TrainState(epoch=1, step_in_epoch=2, step=6, steps_taken=5, best_score=0.5, best_step=4)
-    state.window.loss_sum = math.nan
+    state.since_last_log.loss_sum = math.nan
     again = checked(TrainState, json.loads(json.dumps(dataclasses.asdict(state))))
-    assert math.isnan(again.window.loss_sum)
-    again.window.loss_sum = state.window.loss_sum = 0.0
+    assert math.isnan(again.since_last_log.loss_sum)
+    again.since_last_log.loss_sum = state.since_last_log.loss_sum = 0.0
     assert again == state
     check_position(again)
 
@@ -62,24 +55,30 @@ def test_counts_that_cannot_all_be_true_are_refused(changes: dict[str, Any]) -> 
         check_position(TrainState(**(STATE | changes)))
 
 
+def save(folder: Path, loaded: LoadedModel, step: int) -> dict[str, Any]:
+    """A checkpoint of that step; returns its scaler's state."""
+    optimizer = torch.optim.AdamW(loaded.model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    save_checkpoint(folder, loaded, optimizer, scaler, TrainState(step=step, step_in_epoch=step), keep=2)
+    return scaler.state_dict()
+
+
 def test_a_checkpoint_of_another_model_is_refused_and_nothing_is_loaded(
     build_model: Callable[..., LoadedModel], tmp_path: Path
 ) -> None:
     loaded, other = build_model(), build_model(classifier_proj_size=8)
-    optimizer = torch.optim.AdamW(loaded.model.parameters())
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    save_checkpoint(tmp_path, loaded, optimizer, scaler, TrainState(step=3, step_in_epoch=3), keep=2)
+    scaler = save(tmp_path, loaded, 3)
     folder = tmp_path / "checkpoints" / "step-00000003"
-    assert read_checkpoint(folder, loaded.model, scaler.state_dict()).state["step"] == 3
+    assert read_checkpoint(folder, loaded.model, scaler).state.step == 3
     before = {name: tensor.clone() for name, tensor in other.model.state_dict().items()}
     with pytest.raises(ValueError, match=r"classifier\.weight"):
-        read_checkpoint(folder, other.model, scaler.state_dict())
+        read_checkpoint(folder, other.model, scaler)
     assert all(torch.equal(tensor, before[name]) for name, tensor in other.model.state_dict().items())
 
     # Under another name it is not the checkpoint of that step, nor the best of it.
     folder.rename(folder.with_name("step-00000005"))
     with pytest.raises(ValueError, match="of step 3"):
-        read_checkpoint(folder.with_name("step-00000005"), loaded.model, scaler.state_dict())
+        read_checkpoint(folder.with_name("step-00000005"), loaded.model, scaler)
     with pytest.raises(ValueError, match="damaged or gone"):
         check_best(tmp_path, 5, loaded.model)
 
@@ -88,14 +87,12 @@ def test_a_best_model_that_is_not_finite_is_none_though_its_manifest_says_so(
     build_model: Callable[..., LoadedModel], tmp_path: Path
 ) -> None:
     loaded = build_model()
-    optimizer = torch.optim.AdamW(loaded.model.parameters())
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    save_checkpoint(tmp_path, loaded, optimizer, scaler, TrainState(step=2, step_in_epoch=2), keep=2)
+    save(tmp_path, loaded, 2)
     check_best(tmp_path, 2, loaded.model)
     with torch.no_grad():
         loaded.model.classifier.bias[0] = float("nan")
     shutil.rmtree(tmp_path / "checkpoints")
-    save_checkpoint(tmp_path, loaded, optimizer, scaler, TrainState(step=2, step_in_epoch=2), keep=2)
+    save(tmp_path, loaded, 2)
     with pytest.raises(ValueError, match="damaged or gone"):
         check_best(tmp_path, 2, loaded.model)
 

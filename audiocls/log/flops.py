@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from audiocls.model.settings import ARCHITECTURES
+from audiocls.model.settings import ARCHITECTURES, frames_after_each
 
 
 def forward_flops(config: Any, num_samples: int) -> dict[str, float]:
@@ -14,9 +14,9 @@ def forward_flops(config: Any, num_samples: int) -> dict[str, float]:
     """
     if config.model_type not in ARCHITECTURES:
         return {}
-    convolutions, frames, channels = 0, num_samples, 1
-    for width, kernel, stride in zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True):
-        frames = (frames - kernel) // stride + 1
+    convolutions, channels, frames = 0, 1, num_samples
+    after_each = frames_after_each(config, num_samples)
+    for width, kernel, frames in zip(config.conv_dim, config.conv_kernel, after_each, strict=True):
         convolutions += 2 * kernel * channels * width * frames
         channels = width
     hidden, layers = config.hidden_size, config.num_hidden_layers

@@ -13,7 +13,7 @@ MOSTLY = 0.9
 
 @dataclass
 class ChanceAlarm:
-    """After half of the steps or two epochs: what usually helps, if the model still guesses. Said once.
+    """Says once, after half of the steps or two epochs, that the model still guesses, and what usually helps.
 
     It guesses where the loss is about that of answering every clip with the classes' shares (their entropy:
     ln(classes) where all are equal), and the accuracy about that of always naming the largest.
@@ -22,7 +22,7 @@ class ChanceAlarm:
     config: TrainConfig
     shares: np.ndarray  # float64 [labels], of the evaluation's clips in each class
     has_feature_encoder: bool = True  # that could be frozen
-    heard_share: float = 0.0  # of the training clips' audio
+    used_share: float = 0.0  # of the training clips' audio
     rang: bool = False
 
     def __call__(self, progress: float, epoch: float, scores: dict[str, float]) -> str | None:
@@ -30,7 +30,7 @@ class ChanceAlarm:
         few = self.config.max_steps is not None and self.config.max_steps < FEWEST_STEPS  # as one wished
         if self.rang or few or (progress < 0.5 and epoch < 2):
             return None
-        chance, clips = self.shares.max(), scores["num_samples"]
+        chance, clips = self.shares.max(), scores["num_clips"]
         there = self.shares[self.shares > 0]
         if len(there) < 2:
             return None
@@ -56,7 +56,7 @@ class ChanceAlarm:
             found.append("--learning-rate 1e-4")
         if config.gradient_accumulation_steps > 1 and config.global_batch_size is None:
             found.append("smaller steps (--gradient-accumulation-steps 1)")
-        if config.max_seconds is not None and config.max_seconds < 5 and self.heard_share < MOSTLY:
+        if config.max_seconds is not None and config.max_seconds < 5 and self.used_share < MOSTLY:
             found.append("longer clips (--max-seconds 5, or none)")
         if config.model != "tiny" and self.has_feature_encoder and not config.freeze_feature_encoder:
             found.append("--freeze-feature-encoder")

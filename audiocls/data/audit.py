@@ -1,0 +1,102 @@
+"""A data set in numbers: lengths, formats, silence, clipping, copies, balance, what was left out."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from audiocls.data.cache import Measured, Waveforms
+from audiocls.data.loader import ClipDataset
+from audiocls.data.prepare import RunData
+
+Audit = dict[str, Any]  # plain JSON: kept in the run folder as audit.json, which reporting/ reads
+
+MOST_NAMED = 20  # clips named of each kind; all are counted
+MOSTLY_SILENT = 0.5
+QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
+
+
+def audit(name: str, data: RunData) -> Audit:
+    """The audit of the data set `name`. Every clip was measured when it was decoded: nothing is read here."""
+    parts = data.parts
+    waveforms: Waveforms = data.train.decoded
+    part_of = {int(row): part for part, clips in parts.items() for row in clips.rows}
+    rows = np.array(sorted(part_of))
+    seconds = waveforms.seconds[rows]
+    used_seconds = waveforms.num_samples[rows] / waveforms.sampling_rate
+    measured = {row: one for row in rows.tolist() if (one := waveforms.measured[row])}  # all of these rows
+    counts, edges = np.histogram(seconds, bins=min(40, max(5, len(rows) // 5)))
+    classes = {part: class_sizes(clips, data.labels) for part, clips in parts.items()}
+
+    def found(is_so: Callable[[Measured], bool]) -> dict[str, Any]:
+        return first_of([waveforms.clips[row].path for row, one in measured.items() if is_so(one)])
+
+    left_out = [
+        f"{clip.path} {waveforms.errors.get(row, 'is too short')}"
+        for row, clip in enumerate(waveforms.clips)
+        if row not in part_of
+    ]
+    return {
+        "dataset": name,
+        "parts": {part: part_summary(clips, waveforms) for part, clips in parts.items()},
+        "seconds": {
+            "total": float(seconds.sum()),
+            "used": float(used_seconds.sum()),
+            **{name: float(np.quantile(seconds, q)) for name, q in QUANTILES.items()},
+            "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
+        },
+        "sampling_rate": waveforms.sampling_rate,
+        "rates": dict(Counter(str(one.rate) for one in measured.values()).most_common()),
+        "channels": dict(Counter(str(one.channels) for one in measured.values()).most_common()),
+        "silent": found(lambda one: one.silent_share == 1),
+        "mostly_silent": found(lambda one: MOSTLY_SILENT < one.silent_share < 1),
+        "clipped": found(lambda one: one.is_clipped),
+        "copies": copies(measured, part_of, waveforms),
+        "left_out": first_of(left_out),
+        "classes": classes,
+        # What a model scores that always answers with the commonest class.
+        "largest_class_share": max(classes["train"].values()) / len(data.train),
+    }
+
+
+def part_summary(clips: ClipDataset, waveforms: Waveforms) -> dict[str, Any]:
+    return {"clips": len(clips), "seconds": float(waveforms.seconds[clips.rows].sum())}
+
+
+def class_sizes(clips: ClipDataset, labels: list[str]) -> dict[str, int]:
+    counts = np.bincount(clips.labels, minlength=len(labels)).tolist()
+    return dict(zip(labels, counts, strict=True))
+
+
+def first_of(names: list[str]) -> dict[str, Any]:
+    return {"count": len(names), "names": names[:MOST_NAMED]}
+
+
+def copies(measured: dict[int, Measured], part_of: dict[int, str], waveforms: Waveforms) -> dict[str, Any]:
+    """Clips of the same sound and whole length; wholly silent ones are not compared.
+
+    `across` counts the clips of the evaluation and the test set whose sound is trained on too,
+    `contradicting` the sounds that bear more than one label.
+    """
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for row, measures in measured.items():
+        if measures.silent_share < 1:
+            groups[measures.digest, round(float(waveforms.seconds[row]), 3)].append(row)
+    twins = [group for group in groups.values() if len(group) > 1]
+    parts = [[part_of[row] for row in group] for group in twins]
+    trained_on = [part for group in parts if "train" in group for part in group]
+
+    def num_labels(group: list[int]) -> int:
+        return len({waveforms.clips[row].label for row in group})
+
+    def described(row: int) -> str:
+        return f"{waveforms.clips[row].path} ({part_of[row]}, {waveforms.clips[row].label})"
+
+    twins.sort(key=num_labels, reverse=True)
+    return {
+        "count": sum(len(group) - 1 for group in twins),
+        "across": {p: trained_on.count(p) for p in ("evaluation", "test") if p in part_of.values()},
+        "contradicting": sum(num_labels(group) > 1 for group in twins),
+        "groups": [[described(row) for row in group[:5]] for group in twins[:MOST_NAMED]],
+    }

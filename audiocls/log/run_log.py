@@ -1,0 +1,169 @@
+"""What a run says while it runs: one line and one JSON record an event."""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from tqdm import tqdm
+
+from audiocls.log.chance_alarm import ChanceAlarm
+from audiocls.log.profiling import BESIDE_STEPS, Phases, StepFacts, StepProfiler, shares
+from audiocls.log.trackers import Trackers
+from audiocls.storage import failing_as
+from audiocls.streams import say
+
+# What the terminal calls the longest keys of metrics.jsonl.
+SHORT = {
+    "learning_rate": "lr",
+    "clips_per_second": "clips/s",
+    "audio_seconds_per_second": "audio_s/s",
+    "data_wait_seconds": "wait_s",
+    "padding_share": "padding",
+    "wall_seconds": "wall_s",
+}
+
+
+@dataclass
+class SinceLastLog:
+    """What has happened since the last train line."""
+
+    loss_sum: float = 0.0  # over clips
+    num_clips: int = 0
+    audio_seconds: float = 0.0
+    padding_seconds: float = 0.0
+    data_wait_seconds: float = 0.0
+    seconds: float = 0.0  # in optimizer steps; evaluations and saves are not counted
+
+    def add(self, step: StepFacts) -> None:
+        self.loss_sum += step.loss_sum
+        self.num_clips += step.num_clips
+        self.audio_seconds += step.audio_seconds
+        self.padding_seconds += step.padding_seconds
+        self.data_wait_seconds += step.seconds.get("data wait", 0.0)
+        self.seconds += sum(step.seconds.values())
+
+
+@dataclass
+class RunLog:
+    """metrics.jsonl, the lines on the terminal, the bar, the trackers, and where the time goes."""
+
+    run_folder: Path
+    profiler: StepProfiler | None = None
+    alarm: ChanceAlarm | None = None  # asked after each evaluation whether there is something to say
+    trackers: Trackers = field(default_factory=Trackers)
+    bar: tqdm | None = None
+    total_steps: int = 0
+    num_bytes: int = 0  # of metrics.jsonl
+    seconds: dict[str, float] = field(default_factory=dict)  # of each phase, in this process
+
+    def __post_init__(self) -> None:
+        self.path = self.run_folder / "metrics.jsonl"
+        self.phase = self.profiler.phase if self.profiler else Phases()
+
+    def start(self, total_steps: int, step: int, log_bytes: int) -> None:
+        """Begin at `step`, with metrics.jsonl cut to `log_bytes`, its length when that step was saved."""
+        with failing_as(self.path), self.path.open("ab") as file:
+            file.truncate(log_bytes)
+        self.total_steps, self.num_bytes = total_steps, log_bytes
+        self.trackers.start(step)
+        self.bar = tqdm(total=total_steps, initial=step, desc="training", unit="step", disable=None)
+
+    def advance(self, step: StepFacts, since: SinceLastLog, learning_rates: dict[str, float]) -> None:
+        """Show on the bar, and to the profiler, that an optimizer step is done."""
+        if self.bar is not None:
+            rates = "/".join(f"{rate:.2g}" for rate in learning_rates.values())
+            self.bar.set_postfix_str(
+                f"loss {step.loss_sum / step.num_clips:.4f}, lr {rates}, "
+                f"{since.num_clips / since.seconds:.3g} clips/s, "
+                f"{since.data_wait_seconds / since.seconds:.0%} waiting for data",
+                refresh=False,
+            )
+            self.bar.update()
+        if self.profiler is not None:
+            say_lines(self.profiler.step(step))
+
+    def take_step_seconds(self) -> dict[str, float]:
+        """The seconds of each phase since they were last asked for; evaluations and saves are left out."""
+        spent = self.phase.take()
+        for name, seconds in spent.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+        return {name: seconds for name, seconds in spent.items() if name not in BESIDE_STEPS}
+
+    def train(
+        self, step: int, epoch: float, since: SinceLastLog, learning_rates: dict[str, float], grad_norm: float
+    ) -> None:
+        """Record the training since the last such record."""
+        self.record(
+            "train",
+            step=step,
+            epoch=epoch,
+            loss=since.loss_sum / since.num_clips,
+            **dict[str, Any](learning_rates),
+            grad_norm=grad_norm,
+            clips_per_second=since.num_clips / since.seconds,
+            audio_seconds_per_second=since.audio_seconds / since.seconds,
+            data_wait_seconds=since.data_wait_seconds,
+            padding_share=since.padding_seconds / (since.audio_seconds + since.padding_seconds),
+        )
+
+    def evaluation(
+        self,
+        step: int,
+        epoch: float,
+        scores: dict[str, float],
+        metric: str,
+        best: float | None,
+        is_best: bool,
+    ) -> None:
+        """Record an evaluation's scores, and say how the best so far compares."""
+        note = "a new best" if is_best else f"the best {metric} is still {readable(best)}"
+        self.record("eval", note, step=step, epoch=epoch, **scores, is_best=is_best)
+        if self.alarm is not None and (advice := self.alarm(step / self.total_steps, epoch, scores)):
+            say(advice)
+
+    def record(self, kind: str, note: str = "", **values: Any) -> None:
+        """Write one record to metrics.jsonl, and say it in a line that ends with `note`."""
+        # JSON has no word for NaN and infinity.
+        broken = [
+            key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)
+        ]
+        written = {"kind": kind, **values, **dict.fromkeys(broken)}
+        with failing_as(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(written) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            self.num_bytes = file.tell()
+        self.trackers.record(kind, values)
+        shown = [f"{SHORT.get(key, key)} {readable(values[key])}" for key in values if key != "is_best"]
+        say("  ".join([f"{kind:5}", *shown, note]).rstrip())
+
+    @property
+    def show_image(self) -> Callable[[str, np.ndarray, int], None] | None:
+        """How to log an image, see Trackers.image; None where nothing shows one."""
+        return self.trackers.image if self.trackers.open else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        self.trackers.close()
+        if self.profiler is not None:
+            say_lines(self.profiler.finish())
+            self.take_step_seconds()  # also what came after the last step belongs to all the time
+            say(f"of all the time: {shares(self.seconds)}")
+
+
+def say_lines(text: str | None) -> None:
+    for line in (text or "").splitlines():
+        say(line)
+
+
+def readable(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

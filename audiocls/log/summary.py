@@ -1,0 +1,79 @@
+"""What a run says before its first step: what is trained on what; and the log that it opens."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audiocls.config import TrainConfig
+from audiocls.data.prepare import RunData
+from audiocls.devices import device_name, pick_precision
+from audiocls.log.chance_alarm import ChanceAlarm
+from audiocls.log.flops import training_flops
+from audiocls.log.profiling import StepProfiler
+from audiocls.log.run_log import RunLog
+from audiocls.log.trackers import Trackers
+from audiocls.model.backbone import LoadedModel
+from audiocls.streams import say
+
+
+def say_start(
+    config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
+) -> None:
+    """Print data set, model, precision and batch sizes, and a note about anything surprising."""
+    for note in [*data.notes, *loaded.notes]:
+        say(f"note: {note}")
+    if config.model == "tiny" and config.learning_rate < 1e-3:
+        say("note: tiny has random weights, for which the learning rate is low: try --recipe scratch")
+    parts = [("train", data.train), (f"evaluation ({data.eval_name})", data.evaluation)]
+    parts += [("test", data.test)] if data.test else []
+    say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
+    if cache := data.train.decoded.cache:
+        say(f"decoded audio: {cache.num_bytes / 1e6:.1f} MB in {cache.path.parent}")
+    parameters = list(loaded.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    say(
+        f"model: {config.model}, {sum(p.numel() for p in parameters) / 1e6:.2f}M parameters, "
+        f"{trained / 1e6:.2f}M of them trained"
+    )
+    padding = "changes no result" if loaded.padding_invariant else "changes results, as in the guide"
+    stock = f"transformers' own {loaded.backbone.config.model_type}"
+    code = stock if loaded.backbone.is_stock else "audiocls/model/encoder.py"
+    say(f"forward pass: {code}, in which padding {padding}")
+    say(
+        f"steps of {config.clips_per_step} clips, {config.batch_size} at a time, on "
+        f"{device_name(device)} in {pick_precision(config.precision, device)}"
+    )
+    if device.type == "cpu" and pick_precision(config.precision, device) != "fp32":
+        say(f"note: {config.precision} is slower than fp32 on most CPUs")
+    say(f"writing to {run_folder}/")
+
+
+def open_log(
+    config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
+) -> RunLog:
+    """The run's log, with what `--profile` and `--log-to` ask for."""
+    sizes = np.bincount(data.evaluation.labels, minlength=len(data.labels))
+    decoded, rows = data.train.decoded, data.train.rows
+    alarm = ChanceAlarm(
+        config,
+        sizes / sizes.sum(),
+        loaded.backbone.takes_waveforms,
+        decoded.num_samples[rows].sum() / decoded.sampling_rate / decoded.seconds[rows].sum(),
+    )
+    backbone = loaded.backbone
+
+    def flops_of(seconds: float) -> float:
+        return training_flops(
+            backbone.config,
+            seconds * backbone.sampling_rate,
+            is_frozen=config.freeze_feature_encoder,
+            is_cached=config.cache_features,
+        )
+
+    precision = pick_precision(config.precision, device)
+    profiler = StepProfiler(run_folder / "profile", device, precision, flops_of) if config.profile else None
+    return RunLog(
+        run_folder, profiler, alarm, Trackers(config.trackers, run_folder, dataclasses.asdict(config))
+    )

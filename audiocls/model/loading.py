@@ -1,0 +1,250 @@
+"""A name -> a speech encoder with a classification head: every AutoModelForAudioClassification.
+
+There are two ways in. Where config.json is one that encoder.py computes, and the weights have its names and
+shapes, as in what is saved here, they are taken as they are: without transformers, whose import takes longer
+than all else that classifying one file needs. Everything else transformers loads, from what was read here:
+other architectures, and published weights, which have older names or no head, and are then encoder.py's.
+"""
+
+import dataclasses
+import inspect
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from audiocls.config import is_missing_path
+from audiocls.data.collators import Example
+from audiocls.errors import InputOutputFailed, UserError, named
+from audiocls.hub import commit_of, loading
+from audiocls.model.backbone import Backbone, LoadedModel
+from audiocls.model.encoder import SpeechClassifier
+from audiocls.model.files import known_fields, labels_in, read_settings, read_weights
+from audiocls.model.settings import TINY, EncoderConfig, WaveformExtractor, is_like
+from audiocls.model.stock import StockModel, import_transformers, load_stock, stock_config_class
+from audiocls.streams import say
+
+MOST_SECONDS_A_FRAME = 60
+
+# What a pretrained backbone may lack, or have in another shape: it is learned here.
+LEARNED_HERE = ("projector.", "classifier.", "layer_weights")  # and SpecAugment's `masked_spec_embed`
+
+# The feature extractor of an architecture, where that is not Wav2Vec2FeatureExtractor.
+FEATURE_EXTRACTORS = {
+    "audio-spectrogram-transformer": "ASTFeatureExtractor",
+    "wav2vec2-bert": "SeamlessM4TFeatureExtractor",
+    "whisper": "WhisperFeatureExtractor",
+}
+
+
+def open_backbone(
+    name: str, revision: str | None = None, *, with_labels: bool = False, stock: bool = False
+) -> Backbone:
+    """The config and the feature extractor of `name`: a Hub id, a folder, or 'tiny'.
+
+    `with_labels`: of a fine-tuned model, whose labels are then checked and kept. `stock`: to be computed by
+    transformers' own model also where encoder.py could.
+
+    Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
+    """
+    name = os.path.expanduser(name)
+    if name == "tiny":
+        config = import_transformers().Wav2Vec2Config(**TINY) if stock else EncoderConfig(**TINY)
+        return Backbone(name, None, config, WaveformExtractor(return_attention_mask=True))
+    is_local = os.path.isdir(name)
+    if not is_local and is_missing_path(name):
+        raise UserError(f"There is no folder {name}.")
+    commit = None if is_local else commit_of("model", name, revision)
+    with loading(f"The model {name}", is_local=is_local):
+        path, values = read_settings(name, revision, "config.json")
+        fields = [] if stock else EncoderConfig.names(values.get("model_type"))
+        config = EncoderConfig.read(known_fields(values, fields, path)) or stock_config(name, path, values)
+        labels = tuple(labels_in(values, path)) if with_labels else ()
+        extractor = read_feature_extractor(name, revision, config.model_type)
+    problem_type = values.get("problem_type") if with_labels else None
+    backbone = Backbone(name, revision, config, extractor, commit, labels, problem_type)
+    check_config(backbone)
+    return backbone
+
+
+def stock_config(name: str, path: Path, values: dict[str, Any]) -> Any:
+    """A config of the class that config.json names, one of transformers', with the fields of that class."""
+    config_class, fields = stock_config_class(name, values.get("model_type"))
+    return config_class(**known_fields(values, fields, path))
+
+
+def read_feature_extractor(name: str, revision: str | None, model_type: str) -> Any:
+    """The feature extractor of an architecture, with the settings which its class has."""
+    path, values = read_settings(name, revision, "preprocessor_config.json")
+    expected = FEATURE_EXTRACTORS.get(model_type, "Wav2Vec2FeatureExtractor")
+    kind = values.get("feature_extractor_type", expected)
+    if kind != expected:
+        raise UserError(f"{path}: a {model_type} needs a {expected}, not {kind!r}.")
+    is_ours = expected == "Wav2Vec2FeatureExtractor"
+    extractor_class = WaveformExtractor if is_ours else getattr(import_transformers(), expected)
+    parameters = inspect.signature(extractor_class).parameters.values()
+    defaults = {known.name: known.default for known in parameters if known.default is not known.empty}
+    kept = known_fields(values, defaults, path)
+    for setting, value in kept.items():
+        if not is_like(value, defaults[setting]):
+            raise UserError(f"{path}: {setting} is {value!r}, not like {defaults[setting]!r}.")
+    return extractor_class(**kept)
+
+
+def open_backbone_or_tiny(name: str, revision: str | None = None) -> Backbone:
+    """`open_backbone`; where the model is out of reach, tiny, with a note: enough for its sampling rate."""
+    try:
+        return open_backbone(name, revision)
+    except InputOutputFailed as error:
+        backbone = open_backbone("tiny")
+        say(f"note: {error} Clips are read at {backbone.sampling_rate / 1000:g} kHz.")
+        return backbone
+
+
+def check_config(backbone: Backbone) -> None:
+    """Raises UserError where config and feature extractor do not fit, or the config cannot be a model's."""
+    config, extractor = backbone.config, backbone.feature_extractor
+    seconds = backbone.min_samples / backbone.sampling_rate
+    if not 0 < seconds <= MOST_SECONDS_A_FRAME:
+        raise UserError(f"{backbone.name} needs {seconds:g} s of audio for one frame: its config is wrong.")
+    made: tuple = ()  # bins and frames of a spectrogram, where its length is fixed
+    expected: tuple = ()
+    match config.model_type:
+        case "whisper":
+            made = (extractor.feature_size, extractor.nb_max_frames)
+            expected = (config.num_mel_bins, 2 * config.max_source_positions)  # a stride of 2 halves them
+        case "audio-spectrogram-transformer":
+            made = (extractor.num_mel_bins, extractor.max_length)
+            expected = (config.num_mel_bins, config.max_length)
+        case "wavlm" if not config.max_bucket_distance > config.num_buckets // 4 > 0:
+            raise UserError(f"{backbone.name}: its num_buckets and max_bucket_distance do not fit.")
+    if made != expected:
+        raise UserError(f"{backbone.name}: preprocessor_config.json makes {made} and config.json {expected}.")
+
+
+def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:
+    """The backbone's weights in float32, under a head for `labels`: random where the weights have none."""
+    torch.manual_seed(seed)
+    backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
+    model, unfit, unused = build_model(backbone)
+    kind, name = backbone.config.model_type, backbone.name
+    unfit = [key for key in unfit if not (key.startswith(LEARNED_HERE) or key.endswith("masked_spec_embed"))]
+    if unfit:
+        raise UserError(f"{name} is no backbone for {kind}: {first_of(unfit)} do not fit.")
+    notes = [f"{name}: {first_of(unused)} are not used"] if unused else []
+    for parameter in model.parameters():  # mapped from a file, which may go while they are trained
+        parameter.data = parameter.data.clone()
+    return check_forward(LoadedModel(model, backbone, notes))
+
+
+def load_for_inference(name: str, revision: str | None = None, *, stock: bool = False) -> LoadedModel:
+    """A fine-tuned model, of which nothing may be missing: a Hub id or a folder that holds one.
+
+    Raises UserError where a tensor is missing, left over or of another shape.
+    """
+    backbone = open_backbone(name, revision, with_labels=True, stock=stock)
+    model, unfit, unused = build_model(backbone)
+    if wrong := sorted([*unfit, *unused]):
+        raise UserError(
+            f"{name} is not a fine-tuned classifier: {first_of(wrong)} are missing or do not fit."
+        )
+    return check_forward(LoadedModel(model.eval().requires_grad_(False), backbone))
+
+
+def build_model(backbone: Backbone) -> tuple[nn.Module, list[str], list[str]]:
+    """The model in float32, whatever it is stored in, and two lists of names of weights.
+
+    The first are missing in its files, or of another shape there: they are random now. The second are left
+    over there. Raises UserError where the weights are not plain finite tensors, or far fewer than the config
+    describes.
+    """
+    name, config, labels = backbone.name, backbone.config, backbone.labels
+    unwarned = warnings.catch_warnings(action="ignore")  # torch warns of sizes of 0: they fail next
+    with loading(f"The model {name}", is_local=os.path.isdir(name)), unwarned:
+        if name == "tiny":  # random weights, the same whatever computes
+            tiny = EncoderConfig(**TINY) if backbone.is_stock else config
+            tensors: dict[str, Tensor] = SpeechClassifier(tiny, len(labels)).state_dict()
+        else:
+            tensors = read_weights(name, backbone.revision)
+        if not backbone.is_stock:
+            with torch.device("meta"):
+                model = SpeechClassifier(config, len(labels))
+            if (drawn := take_over(model, tensors)) is not None:
+                return model, drawn, []
+            config = stock_config(name, *read_settings(name, backbone.revision, "config.json"))
+        theirs, unfit, unused = load_stock(name, config, labels, backbone.problem_type, tensors)
+        if backbone.is_stock:
+            return StockModel(theirs), unfit, unused
+        model.load_state_dict(theirs.state_dict(), assign=True)  # strict: transformers' names and shapes
+        return model, unfit, unused
+
+
+def take_over(model: SpeechClassifier, tensors: dict[str, Tensor]) -> list[str] | None:
+    """Put the tensors into the model, in float32, if their names and shapes are the model's own.
+
+    A last layer for other labels may be of another shape: the model gets a new one, drawn as transformers
+    draws it, and its names are returned. None, and the model stays empty, where anything else differs.
+    """
+    expected = model.state_dict()
+    drawn = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
+    if tensors.keys() != expected.keys() or not set(drawn) <= {"classifier.weight", "classifier.bias"}:
+        return None
+    given = {name: tensor.float() for name, tensor in tensors.items()}
+    for name in drawn:
+        given[name] = torch.zeros(expected[name].shape)
+        if name == "classifier.weight":
+            nn.init.normal_(given[name], std=model.config.initializer_range)
+    model.load_state_dict(given, assign=True)
+    return drawn
+
+
+def check_forward(loaded: LoadedModel) -> LoadedModel:
+    """The model, after one forward pass of the shortest allowed clip: some bad configs only fail in one.
+
+    A model of a fixed window, for which that would take long, was checked by `check_config`. Raises
+    UserError.
+    """
+    model, backbone, was_training = loaded.model, loaded.backbone, loaded.model.training
+    if backbone.max_samples is None:
+        waveform = np.linspace(-1, 1, backbone.min_samples, dtype=np.float32)
+        with (
+            loading(f"The model {backbone.name}", is_local=True),
+            torch.random.fork_rng(devices=[]),
+            torch.no_grad(),
+        ):
+            logits = model.eval()(**loaded.collator()([Example(waveform)]).inputs)
+            if not logits.isfinite().all():
+                raise UserError(f"{backbone.name} gives scores that are not finite: its config is wrong.")
+        model.train(was_training)
+    return loaded
+
+
+def first_of(names: Sequence[str]) -> str:
+    return named(names, 3) + (" tensors" if len(names) > 3 else "")
+
+
+def check_can_freeze(backbone: Backbone, *, cache_features: bool) -> None:
+    """Raises UserError where the model has no convolutional encoder, or none whose output can be cached."""
+    if not backbone.takes_waveforms:
+        name = backbone.name
+        raise UserError(
+            f"{name} has no convolutional encoder of waveforms: leave out --freeze-feature-encoder."
+        )
+    if cache_features and backbone.is_stock:
+        kind = backbone.config.model_type
+        raise UserError(
+            f"--cache-features needs audiocls's forward pass; transformers' own {kind} runs: leave it out."
+        )
+
+
+def freeze_feature_encoder(loaded: LoadedModel) -> None:
+    """Leave the convolutional encoder out of training."""
+    if isinstance(loaded.model, SpeechClassifier):
+        loaded.model.encoder.feature_extractor.requires_grad_(False)
+    else:
+        loaded.model.model.freeze_feature_encoder()
