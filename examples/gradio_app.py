@@ -49,7 +49,7 @@ def answerer(classifier: Classifier) -> Callable:
             return None, None
         try:
             *windows, whole = classifier(path, window_seconds=window_seconds, hop_seconds=window_seconds / 2)
-        except UserError as error:  # a window longer, or shorter, than the model hears
+        except UserError as error:  # a window longer, or shorter, than the model takes
             raise gr.Error(str(error), print_exception=False) from None
         if whole.error is not None:
             raise gr.Error(f"The recording {whole.error}.", print_exception=False)
