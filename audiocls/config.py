@@ -122,7 +122,7 @@ class TrainConfig:
     max_batch_seconds: float | None = option(
         None, "bound a micro-batch by its seconds of audio, padding included", above=0
     )
-    # The help of --no-bucket:
+    # On by default, so that --help shows --no-bucket alone: this is its text.
     bucket: bool = option(True, "mix clips of all lengths in a batch, as the guide does: more padding")
     epochs: int = option(10, "passes over the training clips", least=1)
     max_steps: int | None = option(

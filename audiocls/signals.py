@@ -24,6 +24,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.requested = False
         self.at_once = True
+        self.num_retries = 0
         self.process = os.getpid()
         for number in STOP_SIGNALS:
             signal.signal(number, self.handle)
@@ -35,13 +36,16 @@ class StopSignal:
             if number == signal.SIGINT:
                 leave_now()
             return
-        if self.at_once and is_in_finalizer(frame):  # Python drops what is raised there: in a moment again
+        if self.at_once and is_in_finalizer(frame):  # Python drops what is raised there: again in 10 ms
             signal.signal(signal.SIGALRM, self.handle)
             signal.setitimer(signal.ITIMER_REAL, 0.01)
+            self.num_retries += 1
+            if self.num_retries > 100 * LEAVE_WITHIN_SECONDS:
+                leave_now()
             return
         self.requested = True
         if self.at_once:
-            # It also drops what a weak reference's callback raises: then this ends the process.
+            # What a weak reference's callback raises is dropped, too: then this ends the process.
             signal.signal(signal.SIGALRM, leave_now)
             signal.alarm(LEAVE_WITHIN_SECONDS)
             raise Stopped("stopped")
@@ -60,7 +64,9 @@ class StopSignal:
 
     def ignore(self) -> None:
         """All is done: from here on, also while Python shuts down, a signal changes nothing."""
-        for number in STOP_SIGNALS:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.at_once = False
+        for number in (*STOP_SIGNALS, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
 
 

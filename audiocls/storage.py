@@ -73,12 +73,6 @@ def write_text(path: Path, text: str) -> None:
         file.write(text)
 
 
-def append_text(path: Path, text: str) -> None:
-    """Write a file anew with `text` at its end."""
-    with failing_as(path):
-        write_text(path, path.read_text(encoding="utf-8") + text)
-
-
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 

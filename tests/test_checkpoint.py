@@ -40,7 +40,8 @@ def test_a_state_of_wrong_types_or_absurd_values_is_refused(changes: dict[str, A
 
 
 def test_a_state_comes_back_as_it_was_also_with_a_loss_that_was_not_finite() -> None:
-    state = TrainState(epoch=1, step_in_epoch=2, step=6, steps_taken=5, best_score=0.5, best_step=4)
+    # Scores like Cohen's kappa may be negative.
+    state = TrainState(epoch=1, step_in_epoch=2, step=6, steps_taken=5, best_score=-0.5, best_step=4)
     state.since_last_log.loss_sum = math.nan
     again = checked(TrainState, json.loads(json.dumps(dataclasses.asdict(state))))
     assert math.isnan(again.since_last_log.loss_sum)

@@ -513,6 +513,7 @@ def test_after_the_loop_a_signal_ends_what_is_going_on_again(lab: Lab) -> None:
     [
         ("accuracy", [0.5, 0.4, 0.5, 0.7, 0.6, 0.7, 0.1], [1, 0, 0, 1, 0, 0, 0]),
         ("macro_f1", [0.0, 0.0, 0.2, 0.1, 0.2, 0.1, 0.1], [1, 0, 1, 0, 0, 0, 0]),
+        ("macro_f1", [math.nan, -0.2, -0.3, 0.1, math.nan, 0.1, 0.0], [0, 1, 0, 1, 0, 0, 0]),
         ("loss", [math.nan, 2.0, 2.0, 3.0, math.inf, 1.0, 1.5], [0, 1, 0, 0, 0, 1, 0]),
     ],
 )

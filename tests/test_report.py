@@ -262,7 +262,7 @@ def test_the_report_is_rebuilt_from_the_folder_alone(finished: Finished, tmp_pat
 
 
 @pytest.mark.parametrize("num_test", [0, 12])
-def test_the_worst_errors_are_heard_as_the_model_heard_them(
+def test_the_worst_errors_sound_as_the_model_was_given_them(
     num_test: int, finished: Finished, lab: Lab
 ) -> None:
     data = lab.data(24, 12, num_test)
@@ -374,7 +374,7 @@ def test_a_metric_is_an_entry_of_scores_and_stands_wherever_scores_do(
 
 
 def test_features_lead_to_the_waveforms(run_data: MakeData) -> None:
-    """With --cache-features a run holds clips as the encoder heard them."""
+    """With --cache-features a run holds what the encoder made of the clips."""
 
     @dataclasses.dataclass
     class Features:

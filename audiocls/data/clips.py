@@ -10,7 +10,7 @@ class Audio(Protocol):
     """Where the bytes of a recording lie. A new kind of source needs a class with these three methods."""
 
     def read(self) -> bytes | Path:
-        """The encoded file's bytes, or the file's path."""
+        """The encoded file's bytes, or the file's path. Raises audio.BadAudio where it cannot be had."""
 
     def identity(self) -> list:
         """Names the content for the cache, as JSON: it changes when the content may have changed."""

@@ -165,7 +165,8 @@ def watched(loader: DataLoader, stop: StopSignal | None) -> Iterator[Any]:
                 why = f"gave nothing for {patience:g} s"
                 kill()
 
-    threading.Thread(target=watch, daemon=True).start()
+    with stop_signals_blocked():  # they are for the main thread, whose wait they interrupt
+        threading.Thread(target=watch, daemon=True).start()
     atexit.register(kill)  # after an error: multiprocessing would wait for a worker that is stopped
     is_interpreter_exiting = sys.is_finalizing  # a local: by then modules are empty
     try:

@@ -60,8 +60,8 @@ class Prediction:
         return self.scores[0][1] if self.scores else None
 
 
-# What is classified at once: a Prediction still without scores, and the waveform to score, at the model's
-# rate. None where the recording is refused, or was read in windows, which came before.
+# A Prediction still without scores, and the waveform to score, at the model's rate: None for a recording that
+# is refused, and last for one whose windows have come before.
 Piece = tuple[Prediction, Waveform | None]
 
 
@@ -74,15 +74,17 @@ def pieces_of(recording: Recording, options: ReadOptions) -> Iterator[Piece]:
     whole, audio = Prediction(None, []), recording
     match recording:
         case Clip():
-            whole, audio = Prediction(recording.path, [], true_label=recording.label), recording.audio.read()
+            whole = Prediction(recording.path, [], true_label=recording.label)
         case str() | Path():
             whole, audio = Prediction(str(recording), []), Path(recording)
-    if not isinstance(audio, Encoded | Array):
+    if not isinstance(audio, Encoded | Array | Clip):
         raise UserError(
             f"A {type(recording).__name__} is no recording: give a path, a file's bytes, or a waveform "
             "(a NumPy array or a tensor)."
         )
     try:
+        if isinstance(audio, Clip):
+            audio = audio.audio.read()
         if options.windows is None:
             waveform = read(audio, options)
             check_length(len(waveform), options.min_samples, options.rate)

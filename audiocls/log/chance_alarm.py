@@ -27,7 +27,9 @@ class ChanceAlarm:
 
     def __call__(self, progress: float, epoch: float, scores: dict[str, float]) -> str | None:
         """`progress`: the share of the steps that are done."""
-        few = self.config.max_steps is not None and self.config.max_steps < FEWEST_STEPS  # as one wished
+        few = (
+            self.config.max_steps is not None and self.config.max_steps < FEWEST_STEPS
+        )  # so few that learning was not expected
         if self.rang or few or (progress < 0.5 and epoch < 2):
             return None
         chance, clips = self.shares.max(), scores["num_clips"]

@@ -5,7 +5,7 @@ known class are kept (others name code to fetch and run: `auto_map`, `attn_imple
 `quantization_config`), and the weights: safetensors or, where that is all there is, a `pytorch_model.bin`,
 unpickled into tensors only. transformers is given what was read and never sees the files.
 
-Whatever does not fit is a UserError in one line.
+What does not fit is a UserError, what cannot be read an InputOutputFailed, each in one line.
 """
 
 import json
@@ -38,12 +38,13 @@ MOST_LIST_ITEMS = 1_000
 MOST_SHARDS = 1_000
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # each also as shards, with an index of them
 
-# What a number may be, by its field's name: the first pattern that fits counts. Sizes that tensors show need
-# none: `load_stock` compares them before anything is made. These no tensor shows, or only too late.
+# What a number may be, by its field's name: the first pattern that fits counts. Sizes of weights are compared
+# with the tensors by `load_stock`. Here stands what no tensor shows, or what costs time or memory before
+# that.
 LIMITS: tuple[tuple[str, float, float], ...] = (
     ("sampling_rate", MIN_RATE, MAX_RATE),  # clips are resampled to it
     (".*dropout.*|.*layerdrop|.*_prob", 0, 1),  # others fail in training only
-    (".*layers", 0, 256),  # made one by one before they are compared; Data2Vec-Audio's positions, too:
+    (".*layers", 0, 256),  # built one by one before they are compared
     ("num_conv_pos_embeddings|mask_.*_length|.*stride|hop_length|feature_size|num_mel_bins", 1, 1_024),
     (".*positions|n_fft", 1, 20_000),  # sines and filters are computed from these
     ("mean|std|padding_value|.*_id|.*tokens", -1e7, 1e7),  # all that may be below 0

@@ -54,6 +54,10 @@ def open_backbone(
     """
     name = os.path.expanduser(name)
     if name == "tiny":
+        if with_labels:
+            raise UserError(
+                "tiny has random weights and no labels: train it first, with train.py --model tiny."
+            )
         config = import_transformers().Wav2Vec2Config(**TINY) if stock else EncoderConfig(**TINY)
         return Backbone(name, None, config, WaveformExtractor(return_attention_mask=True))
     is_local = os.path.isdir(name)
@@ -165,7 +169,8 @@ def build_model(backbone: Backbone) -> tuple[nn.Module, list[str], list[str]]:
     """
     name, config, labels = backbone.name, backbone.config, backbone.labels
     unwarned = warnings.catch_warnings(action="ignore")  # torch warns of sizes of 0: they fail next
-    with loading(f"The model {name}", is_local=os.path.isdir(name)), unwarned:
+    is_local = name == "tiny" or os.path.isdir(name)
+    with loading(f"The model {name}", is_local=is_local), unwarned:
         if name == "tiny":  # random weights, the same whatever computes
             tiny = EncoderConfig(**TINY) if backbone.is_stock else config
             tensors: dict[str, Tensor] = SpeechClassifier(tiny, len(labels)).state_dict()

@@ -1,5 +1,6 @@
 """What is made of a run when it has ended: the worst errors' sound, the model's card, the report."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -80,10 +81,10 @@ def say_end(run_folder: Path) -> None:
     if metric == "accuracy" and score <= (largest := max(sizes) / sum(sizes)):
         say(f"note: that is no better than always naming one label, which is right in {largest:.4f}")
     if test:
-        scores = ", ".join(f"{name} {test[name]:.4f}" for name in SCORES)
+        scores = ", ".join(f"{name} {test[name]:.4f}" for name in SCORES if test[name] is not None)
         say(f"test: {scores} on {test['num_clips']} clips")
     example = results.predictions.paths[0] if results.predictions else ""
-    file = example if Path(example).is_file() else "FILE.wav"  # a clip of a Hub data set is no file
+    file = example if os.path.exists(example) else "FILE.wav"  # a clip of a Hub data set is no file
     infer = Path(sys.argv[0]).with_name("infer.py")
     command = shlex.join(["python", str(infer), str(run_folder), file])
     say(f"the best model is in {run_folder}/best; try: {command}")

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from audiocls.errors import InputOutputFailed
+from audiocls.errors import InputOutputFailed, reason
 from audiocls.log.run_log import SinceLastLog
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
@@ -140,7 +140,8 @@ def load_newest(
             saved = read_checkpoint(folder, model, scaler.state_dict())
             check_best(run_folder, saved.state.best_step, model)
         except READ_ERRORS as error:
-            say(f"note: {folder} is passed over: {error}")
+            why = str(error) if type(error) is ValueError else reason(error)
+            say(f"note: {folder} is passed over: {why}")
             continue
         state = saved.state
         model.load_state_dict(saved.weights)
@@ -215,12 +216,15 @@ def check_tensors(file: str, tensors: dict[str, Tensor], expected: Mapping[str, 
             raise ValueError(f"{file}: {name} is {is_}, not {should}")
         if tensor.numel() and not all(torch.isfinite(bound) for bound in tensor.aminmax()):
             raise ValueError(f"{file}: {name} is not finite")
+        if name.endswith(("/exp_avg_sq", "/step")) and tensor.min() < 0:  # of an optimizer
+            raise ValueError(f"{file}: {name} is negative")
 
 
 def checked(kind: type[Dataclass], values: Any) -> Dataclass:
     """A `kind` of values read from JSON: every field is there, of its type, no number negative or absurd.
 
-    A sum of losses may be NaN: that is how a run remembers a loss that was. Raises ValueError.
+    A sum of losses may be NaN: that is how a run remembers a loss that was; a score may be negative. Raises
+    ValueError.
     """
     types: dict[str, Any] = get_type_hints(kind)
     if not isinstance(values, dict) or set(values) != set(types):
@@ -233,7 +237,8 @@ def checked(kind: type[Dataclass], values: Any) -> Dataclass:
             continue
         if type(value) is int and float in allowed:
             value = float(value)
-        in_range = not isinstance(value, int | float) or 0 <= value < MOST or name == "loss_sum"
+        low = -MOST if name == "best_score" else 0
+        in_range = not isinstance(value, int | float) or low <= value < MOST or name == "loss_sum"
         if type(value) not in allowed or not in_range:
             raise ValueError(f"training_state.json: {name} is {value!r}")
         made[name] = value
@@ -249,6 +254,8 @@ def check_position(state: TrainState) -> None:
         agree = in_whole_epochs % state.epoch == 0 and in_whole_epochs // state.epoch >= state.step_in_epoch
     if not agree or state.steps_taken > state.step or (state.best_step or 0) > state.step:
         raise ValueError("training_state.json: its counts of steps and epochs do not agree")
+    if (state.best_step is None) != (state.best_score is None):
+        raise ValueError("training_state.json: it has a best step or a best score without the other")
 
 
 def check_best(run_folder: Path, step: int | None, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast
 from audiocls.metrics import all_scores
 from audiocls.signals import StopSignal
+from audiocls.storage import failing_as, write_text
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,9 @@ class Evaluation:
 
 
 def is_better(scores: dict[str, float], best: float | None, metric: str) -> bool:
-    """Strictly better, so that of equals the first stays; a model whose loss is no number never is."""
+    """Strictly better, so that of equals the first stays; where loss or score is no number, never."""
     score = scores[metric]
-    if not np.isfinite(scores["loss"]):
+    if not (np.isfinite(scores["loss"]) and np.isfinite(score)):
         return False
     return best is None or (score < best if metric == "loss" else score > best)
 
@@ -78,3 +80,11 @@ def prediction_lines(split: str, clips: ClipDataset, evaluation: Evaluation) -> 
         for clip, probabilities in zip(clips.clips, evaluation.probabilities.tolist(), strict=True)
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def keep_test_predictions(run_folder: Path, lines: str) -> None:
+    """Put the test set's lines into predictions.jsonl, after the evaluation's, instead of older ones."""
+    path = run_folder / "predictions.jsonl"
+    with failing_as(path):
+        before = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text(path, "".join(line for line in before if json.loads(line)["split"] != "test") + lines)

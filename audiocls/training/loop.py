@@ -21,10 +21,9 @@ from audiocls.log.profiling import StepFacts
 from audiocls.log.run_log import RunLog, SinceLastLog
 from audiocls.model.backbone import LoadedModel
 from audiocls.signals import StopSignal
-from audiocls.storage import append_text
 from audiocls.streams import say
 from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
-from audiocls.training.evaluation import evaluate, is_better, prediction_lines
+from audiocls.training.evaluation import evaluate, is_better, keep_test_predictions, prediction_lines
 from audiocls.training.loss import loss_sum
 from audiocls.training.optim import (
     learning_rate_factor,
@@ -200,7 +199,7 @@ def train(
         elif is_due(config.checkpoint_every, state.step, ends_epoch, since_save):
             phase("save")
             save()
-    stop.undefer()
+    stop.undefer()  # a stop that came in the last evaluation ends the run: --resume does the test
     return state
 
 
@@ -235,6 +234,7 @@ def finish(
         raise NumbersBroke(
             "No evaluation had a finite loss: there is no best model. Try a lower --learning-rate."
         )
+    log.phase("evaluation")
     if data.test is not None:
         loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
         batches = evaluation_batches(config, data.test, loaded, device, stop)
@@ -243,7 +243,7 @@ def finish(
         if result is None:
             raise Stopped("stopped after the last step: --resume finishes the run")
         log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
-        append_text(run_folder / "predictions.jsonl", prediction_lines("test", data.test, result))
+        keep_test_predictions(run_folder, prediction_lines("test", data.test, result))
     log.record(
         "end",
         step=state.step,
@@ -253,6 +253,7 @@ def finish(
         wall_seconds=state.wall_seconds,
         reason="max_steps" if config.max_steps else "epochs",
     )
+    log.phase(None)
     stop.undefer()
 
 
@@ -263,7 +264,7 @@ def evaluation_batches(
     device: torch.device,
     stop: StopSignal | None = None,
 ) -> Iterator[Batch]:
-    """The clips in their order."""
+    """Batches of all clips, in their order; they end early once `stop` is requested."""
     draws = in_batches(list(range(len(clips))), config.eval_batch_size or int(config.batch_size))
     collate = loaded.collator(length_edges(clips.num_samples) if config.compile else ())
     return load_batches(clips, draws, collate, num_workers=config.num_workers, device=device, stop=stop)

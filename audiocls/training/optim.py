@@ -12,7 +12,8 @@ from torch.optim import AdamW, Optimizer
 def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:
     """AdamW over what is trained; biases and norms (everything of one dimension) do not decay.
 
-    A group may have an `lr` of its own, and a `name` under which the log shows it.
+    Whoever adds a group with an `lr` of its own gives it a `name`: the log shows its rate as
+    `learning_rate_<name>`.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
@@ -21,6 +22,8 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) 
     ]
     optimizer = AdamW(groups, lr=learning_rate, fused=True)
     for group in optimizer.param_groups:
+        if group["lr"] != learning_rate and "name" not in group:
+            raise ValueError("A group of parameters with a learning rate of its own needs a name.")
         group["initial_lr"] = group["lr"]  # as torch's own schedulers name it
     return optimizer
 
