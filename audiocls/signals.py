@@ -71,6 +71,7 @@ class StopSignal:
 
 
 def is_in_finalizer(frame: FrameType | None) -> bool:
+    """Whether the frame, or one that called it, is a `__del__`: what is raised there goes no further."""
     while frame is not None and frame.f_code.co_name != "__del__":
         frame = frame.f_back
     return frame is not None
