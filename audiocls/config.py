@@ -92,7 +92,8 @@ class TrainConfig:
 
     model: str = option(
         "facebook/wav2vec2-base",
-        "Hub id, folder, or 'tiny' (a small Wav2Vec2 with random weights, no download)",
+        "Hub id, folder, run folder (its best model), or 'tiny' (a small Wav2Vec2 with random weights, no "
+        "download)",
         group="model",
     )
     model_revision: str | None = option(None, "branch, tag or commit of a Hub model")

@@ -12,13 +12,15 @@ from architectures import save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from audiocls.errors import UserError
+from audiocls.errors import InputOutputFailed, UserError
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.encoder import SpeechClassifier
 from audiocls.model.files import (
     check_tensors,
     known_fields,
     labels_in,
+    model_folder,
+    named_labels,
     read_json,
     save_model,
     weight_files,
@@ -29,6 +31,7 @@ from audiocls.model.loading import (
     open_backbone,
 )
 from audiocls.model.stock import NOT_KEPT
+from audiocls.storage import complete_folder
 
 MakeModel = Callable[..., LoadedModel]
 HERE = Path("config.json")
@@ -140,6 +143,13 @@ def test_labels_are_one_text_for_each_number_and_none_twice() -> None:
             labels_in({"id2label": id2label}, HERE)
 
 
+def test_labels_that_name_nothing_are_none_to_train_on_from() -> None:
+    assert named_labels({"id2label": {"1": "b", "0": "LABEL_0"}}, HERE) == ["LABEL_0", "b"]
+    for id2label in ({"0": "a", "1": "a"}, None, [], {"0": "LABEL_0"}, {"1": "LABEL_1", "0": "LABEL_0"}):
+        assert named_labels({"id2label": id2label}, HERE) == []
+    assert named_labels({}, HERE) == []
+
+
 @pytest.mark.parametrize("shard", ["../a.safetensors", "/a.safetensors", "a/b.safetensors", "..", "a.bin"])
 def test_an_index_names_only_files_beside_it(tmp_path: Path, shard: str) -> None:
     index = tmp_path / "model.safetensors.index.json"
@@ -187,3 +197,73 @@ def test_a_feature_extractor_of_another_class_or_rate_is_refused(saved: Path) ->
         with pytest.raises(UserError, match="preprocessor_config"):
             open_backbone(str(saved))
         path.write_text(before)
+
+
+# Folders
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Path:
+    """A run folder with a best model."""
+    with complete_folder(tmp_path / "run" / "best", step=1) as unfinished:
+        for file in saved.iterdir():
+            (unfinished / file.name).write_bytes(file.read_bytes())
+    return tmp_path / "run"
+
+
+def test_a_run_folder_stands_for_its_best_model_whether_to_classify_or_to_train_on(
+    saved: Path, run: Path
+) -> None:
+    assert model_folder(str(run)) == str(run / "best")
+    assert model_folder(str(saved)) == str(saved)
+    assert model_folder("facebook/wav2vec2-base") == "facebook/wav2vec2-base"
+    for with_labels in (False, True):
+        assert open_backbone(f"{run}/", with_labels=with_labels).name == str(run / "best")
+    (run / "best").rename(run / ".best.old")  # as a run leaves it that is killed between two renames
+    assert open_backbone(str(run)).name == str(run / "best")
+
+
+def test_a_folder_without_a_model_is_refused_and_of_a_run_it_says_what_is_missing(tmp_path: Path) -> None:
+    for name in (str(tmp_path), f"{tmp_path}/"):
+        with pytest.raises(UserError, match="holds no model: give a run folder"):
+            open_backbone(name)
+    (tmp_path / "run.json").write_text("{}")
+    for load in (load_for_inference, open_backbone):
+        with pytest.raises(UserError, match=r"a run without best/.* \(--resume\)"):
+            load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("harm", "why"),
+    [
+        (lambda file: edit(file, id2label={"0": "x", "1": "y", "2": "z"}), "is not as it was written"),
+        (lambda file: os.truncate(file, 10), "is not as it was written"),
+        (lambda file: file.unlink(), "is missing"),
+    ],
+    ids=["edited", "cut", "removed"],
+)
+def test_a_file_that_is_not_as_it_was_written_is_named_and_how_to_accept_it(
+    harm: Callable[[Path], None], why: str, run: Path
+) -> None:
+    harm(run / "best" / "config.json")
+    checksums = run / "best" / "checksums.json"
+    says = f"{run / 'best'}: config.json {why}. If that was you, delete {checksums} to use it as it is."
+    for load in (load_for_inference, open_backbone):
+        with pytest.raises(InputOutputFailed) as refusal:
+            load(str(run))
+        assert str(refusal.value) == says
+
+
+def test_labels_edited_by_hand_count_once_the_checksums_are_deleted(run: Path) -> None:
+    edit(run / "best" / "config.json", id2label={"0": "x", "1": "y", "2": "z"})
+    (run / "best" / "checksums.json").unlink()
+    assert load_for_inference(str(run)).backbone.labels == ("x", "y", "z")
+    (note,) = load_for_training(open_backbone(str(run)), ["z"], seed=0).notes
+    assert note.endswith("labels kept from its head: 1; new: 0; not trained any more: 2 (x, y)")
+
+
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(run: Path) -> None:
+    for name in (str(run), str(run / "best"), "tiny"):
+        for with_labels in (False, True):
+            with pytest.raises(UserError, match=r"has no revision 'v2': leave out --model-revision\.$"):
+                open_backbone(name, "v2", with_labels=with_labels)

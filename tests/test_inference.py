@@ -17,11 +17,10 @@ from transformers import pipeline
 from audiocls import Classifier
 from audiocls.data.clips import Clip, FileAudio
 from audiocls.data.collators import Example
-from audiocls.errors import InputOutputFailed, UserError
-from audiocls.inference.classifier import POOL_BATCHES, model_folder
+from audiocls.errors import UserError
+from audiocls.inference.classifier import POOL_BATCHES
 from audiocls.inference.recordings import as_float
 from audiocls.model.files import save_model
-from audiocls.storage import complete_folder
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +94,6 @@ def test_scores_are_what_the_problem_type_says(model: Path, problem_type: str, a
     with torch.inference_mode():
         expected = apply(classifier.model(**batch.inputs)[0])  # type: ignore[operator]
     assert dict(prediction.scores) == pytest.approx(dict(zip(LABELS, expected.tolist(), strict=True)))
-
-
-def test_a_run_folder_stands_for_its_best_model_and_damage_is_refused(model: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    with pytest.raises(UserError, match="holds no model"):
-        model_folder(str(run))
-    with complete_folder(run / "best", step=1) as unfinished:
-        for file in model.iterdir():
-            (unfinished / file.name).write_bytes(file.read_bytes())
-    assert model_folder(str(run)) == str(run / "best")
-    assert model_folder(str(model)) == str(model)
-    (run / "best" / "config.json").write_text("{}")
-    with pytest.raises(InputOutputFailed, match=r"config\.json is not as it was written"):
-        model_folder(str(run))
 
 
 def test_a_backbone_without_a_head_is_no_classifier(tmp_path: Path) -> None:

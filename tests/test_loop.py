@@ -5,6 +5,7 @@ import functools
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from transformers import get_scheduler
 
 from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan
-from audiocls.errors import NumbersBroke
+from audiocls.errors import InputOutputFailed, NumbersBroke
 from audiocls.metrics import SCORES
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.loading import load_for_training, open_backbone
@@ -475,6 +476,29 @@ def test_a_damaged_newest_checkpoint_is_passed_over_wherever_the_best_is(
     assert without_times(resumed.records()) == without_times(records)
     best = json.loads((lab.folder / "run" / "best" / "checksums.json").read_text())
     assert best["step"] == best_step
+
+
+def test_a_best_model_that_was_changed_is_made_anew_on_resume_or_its_loss_is_explained(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.9, 0.1, 0.1, 0.1])
+    scripted = lambda *args: with_scores(evaluate(*args), accuracy=next(accuracies))  # noqa: E731
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    settings = {"batch_size": 12, "gradient_accumulation_steps": 1, "epochs": 3, "save_total_limit": 2}
+    run = lab.train("run", lab.build(), lab.data(12), **settings)
+    best, config = run.folder / "best", (run.folder / "best" / "config.json").read_text()
+    (best / "config.json").write_text(config.replace("hiss", "sizzle"))
+    (best / "checksums.json").unlink()  # as a person does who wants to keep that
+    capsys.readouterr()
+    lab.train("run", lab.build(), lab.data(12), resume=True, **settings)
+    assert "best is made anew, as it was at step 1: checksums.json is missing" in capsys.readouterr().out
+    assert (best / "config.json").read_text() == config
+
+    (best / "checksums.json").unlink()
+    shutil.rmtree(run.folder / "checkpoints" / "step-00000001")
+    why = r"step-00000001, is damaged or gone, and not in best/: checksums.json is missing\.$"
+    with pytest.raises(InputOutputFailed, match=why):
+        lab.train("run", lab.build(), lab.data(12), resume=True, **settings)
 
 
 def test_the_resumed_runs_are_random_enough_to_prove_something(lab: Lab, whole: Whole) -> None:

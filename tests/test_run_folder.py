@@ -96,6 +96,44 @@ def test_a_run_is_named_after_the_short_name() -> None:
     assert list(map(short_name, names)) == ["minds14", "fsdd", "train", "b", "my.clips"]
 
 
+def test_a_run_that_trains_on_is_named_after_the_run_it_begins_with() -> None:
+    Path("runs/x/best").mkdir(parents=True)
+    Path("runs/x/best/config.json").write_text("{}")
+    for model in ("runs/x", "runs/x/", "runs/x/best", "runs/x/best/", str(Path("runs/x/best").resolve())):
+        config = TrainConfig(dataset="PolyAI/minds14", model=model, overwrite=True)
+        assert default_folder(config) == Path("runs/minds14-x")
+
+
+@pytest.mark.parametrize("model", ["runs/a-b", "runs/a-b/", "runs/a-b/best", "link", "other"])
+@pytest.mark.parametrize("how", ["", "overwrite", "resume"])
+def test_a_run_is_not_begun_over_the_model_that_it_begins_with(model: str, how: str) -> None:
+    Path("runs/a-b/best").mkdir(parents=True)
+    Path("runs/a-b/best/config.json").write_text("{}")
+    Path("other").mkdir()
+    Path("other/best").symlink_to(Path("runs/a-b/best").resolve())
+    Path("link").symlink_to("runs/a-b")
+    if how == "overwrite":
+        begun(Path("runs/a-b"))
+    config = TrainConfig(dataset="a", model=model, output_dir="runs/a-b", **({how: True} if how else {}))
+    with pytest.raises(UserError, match=f"--model {model} lies in runs/a-b, .* another --output-dir"):
+        claim_run_folder(config)
+    assert Path("runs/a-b/best/config.json").exists()
+
+
+def test_a_run_is_not_begun_over_its_model_in_the_default_folder_either() -> None:
+    Path("runs/a-b/b").mkdir(parents=True)
+    Path("runs/a-b/b/config.json").write_text("{}")
+    with pytest.raises(UserError, match="lies in runs/a-b, "):
+        claim_run_folder(TrainConfig(dataset="a", model="runs/a-b/b", overwrite=True))
+
+
+def test_a_run_may_lie_beside_its_model_and_be_called_tiny() -> None:
+    Path("models/m").mkdir(parents=True)
+    for model, folder in (("models/m", "models/m-2"), ("models/m", "models/m/runs/1"), ("tiny", "tiny")):
+        Path(folder).mkdir(parents=True)
+        assert claim_run_folder(TrainConfig(model=model, output_dir=folder)) == Path(folder)
+
+
 # Files and folders that are complete or absent
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import without_times
-from data_helpers import ROOT, assert_one_line_error, run_script
+from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_table
 
 from audiocls.data.demo import LABELS
 
@@ -150,6 +150,33 @@ def test_sigterm_stops_with_143_and_resume_ends_as_if_nothing_had_happened(
         name = f"{name}/model.safetensors"
         assert (workplace / "stopped" / name).read_bytes() == (run / name).read_bytes()
     assert lines_of(workplace / "stopped" / "predictions.jsonl") == lines_of(run / "predictions.jsonl")
+
+
+def test_a_run_trains_on_from_another_by_the_names_of_its_labels(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "one", {"down": 5, "left": 5, "up": 5})
+    renamed = {"down": "a cow", "left": "left", "up": "bird"}  # "left" comes last now
+    rows = [(file, renamed[file.parent.name]) for file in (tmp_path / "one").glob("*/*.wav")]
+    write_table(tmp_path / "two.csv", ("audio", "label"), rows)
+    few = ["--max-steps", 3, "--batch-size", 4, "--gradient-accumulation-steps", 1, "--device", "cpu"]
+    first = script("train.py", "--dataset", "one", "--model", "tiny", *few, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    on = script("train.py", "--dataset", "two.csv", "--model", "runs/one-tiny/", *few, cwd=tmp_path)
+    assert on.returncode == 0, on.stderr
+    note = (
+        "note: runs/one-tiny/best: labels kept from its head: 1; new: 2 (a cow, bird); "
+        "not trained any more: 2 (down, up)"
+    )
+    assert note in on.stdout.splitlines()
+    assert (tmp_path / "runs" / "two-one-tiny" / "best" / "config.json").exists()
+
+    best = (tmp_path / "runs" / "one-tiny" / "best" / "model.safetensors").read_bytes()
+    for how, says in (
+        ("--overwrite", "lies in runs/one-tiny"),
+        ("--resume", "--model: tiny -> runs/one-tiny"),
+    ):
+        over = ["--dataset", "one", "--model", "runs/one-tiny", "--output-dir", "runs/one-tiny", how, *few]
+        assert_one_line_error(script("train.py", *over, cwd=tmp_path), 2, says)
+    assert (tmp_path / "runs" / "one-tiny" / "best" / "model.safetensors").read_bytes() == best
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Files or waveforms -> labels and scores, as the Hugging Face pipeline scores them."""
 
 import itertools
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,10 @@ from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.collators import Example
 from audiocls.devices import autocast, pick_device, pick_precision
-from audiocls.errors import InputOutputFailed, UserError, out_of_memory_explained
+from audiocls.errors import UserError, out_of_memory_explained
 from audiocls.inference.recordings import Piece, Prediction, ReadOptions, Recording, pieces_of
 from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.model.loading import load_for_inference
-from audiocls.storage import CHECKSUMS, damage, finish_swap
 
 POOL_BATCHES = 16  # batches' worth of pieces held at once, so that those of one length can meet
 POOL_SAMPLES = 2**24  # and no more audio than this: a quarter of an hour, 64 MB
@@ -66,7 +64,7 @@ class Classifier:
         Raises UserError where it is no fine-tuned classifier, InputOutputFailed where it cannot be read.
         """
         where = pick_device(device)
-        loaded = load_for_inference(model_folder(str(model)), revision, stock=backbone == "transformers")
+        loaded = load_for_inference(str(model), revision, stock=backbone == "transformers")
         return cls(loaded, where, pick_precision(precision, where))
 
     @property
@@ -225,20 +223,3 @@ def windows_of(
     if round(hop_seconds * rate) < 1:
         raise UserError(f"The hop is {hop_seconds:g} s: give a sample ({1 / rate:g} s) at least.")
     return seconds, hop_seconds
-
-
-def model_folder(name: str) -> str:
-    """The folder that holds the model: `best/` of a run folder, verified; anything else as it is."""
-    folder = Path(os.path.expanduser(name))
-    if not os.path.isdir(folder):
-        return name
-    finish_swap(folder / "best")
-    if (folder / "best").is_dir():
-        folder = folder / "best"
-    elif not (folder / "config.json").exists():
-        raise UserError(
-            f"{name} holds no model: give a run folder with best/ in it, or one with a config.json."
-        )
-    if (folder / CHECKSUMS).exists() and (why := damage(folder)):
-        raise InputOutputFailed(f"{folder} is damaged: {why}.")
-    return str(folder)

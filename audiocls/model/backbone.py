@@ -26,7 +26,7 @@ class Backbone:
     config: Any  # an EncoderConfig, or where transformers' own model runs its PretrainedConfig
     feature_extractor: Any  # a WaveformExtractor, or transformers' own for a spectrogram
     commit: str | None = None  # on the Hub, where it comes from there
-    labels: tuple[str, ...] = ()  # in the order of the outputs: a fine-tuned model's, or those to train
+    labels: tuple[str, ...] = ()  # in the order of the outputs: those it was trained with, or is to be
     problem_type: str | None = None  # transformers' name for how logits become scores
 
     @property

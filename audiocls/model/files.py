@@ -29,7 +29,7 @@ from audiocls.errors import InputOutputFailed, UserError, reason
 from audiocls.hub import hub_file
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.settings import WaveformExtractor
-from audiocls.storage import open_regular, write_json
+from audiocls.storage import CHECKSUMS, damage, finish_swap, open_regular, write_json
 
 MOST_JSON_BYTES = 5 * 2**20
 MOST_LABELS = 100_000
@@ -50,6 +50,33 @@ LIMITS: tuple[tuple[str, float, float], ...] = (
     ("mean|std|padding_value|.*_id|.*tokens", -1e7, 1e7),  # all that may be below 0
     (".*", 0, 1e7),  # so that nothing overflows on the way
 )
+
+
+def model_folder(name: str) -> str:
+    """The folder that holds the model: `best/` of a run folder; a name that is no folder's as it is.
+
+    Its files are compared with its checksums, where it has them. Raises InputOutputFailed where they differ,
+    UserError where there is no model.
+    """
+    name = os.path.expanduser(name)
+    folder = Path(name)
+    if not os.path.isdir(folder):
+        return name
+    finish_swap(folder / "best")
+    if (folder / "best").is_dir():
+        folder = folder / "best"
+    elif not (folder / "config.json").exists():
+        if (folder / "run.json").exists():
+            raise UserError(
+                f"{name} holds a run without best/: its first evaluation makes it. Let it go on (--resume)."
+            )
+        raise UserError(
+            f"{name} holds no model: give a run folder with best/ in it, or one with a config.json."
+        )
+    checksums = folder / CHECKSUMS
+    if checksums.exists() and (why := damage(folder)):
+        raise InputOutputFailed(f"{folder}: {why}. If that was you, delete {checksums} to use it as it is.")
+    return str(folder)
 
 
 def model_file(name: str, revision: str | None, filename: str) -> Path | None:
@@ -123,6 +150,15 @@ def labels_in(config: dict[str, Any], path: Path) -> list[str]:
         (twice, _), *_ = Counter(labels).most_common()
         raise UserError(f"{path}: id2label has the label {twice!r} twice.")
     return labels
+
+
+def named_labels(config: dict[str, Any], path: Path) -> list[str]:
+    """`labels_in`; none where they are wrong, or missing: transformers then names them LABEL_0, LABEL_1..."""
+    try:
+        labels = labels_in(config, path)
+    except UserError:
+        return []
+    return [] if labels == [f"LABEL_{id}" for id in range(len(labels))] else labels
 
 
 def weight_files(name: str, find: Callable[[str], Path | None]) -> list[Path]:

@@ -6,11 +6,12 @@ than all else that classifying one file needs. Everything else transformers load
 other architectures, and published weights, which have older names or no head, and are then encoder.py's.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from audiocls.errors import InputOutputFailed, UserError, named
 from audiocls.hub import commit_of, loading
 from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.model.encoder import SpeechClassifier
-from audiocls.model.files import known_fields, labels_in, read_settings, read_weights
+from audiocls.model.files import (
+    known_fields,
+    labels_in,
+    model_folder,
+    named_labels,
+    read_settings,
+    read_weights,
+)
+from audiocls.model.head import head_for
 from audiocls.model.settings import TINY, EncoderConfig, WaveformExtractor, is_like
 from audiocls.model.stock import StockModel, import_transformers, load_stock, stock_config_class
 from audiocls.streams import say
@@ -45,14 +54,20 @@ FEATURE_EXTRACTORS = {
 def open_backbone(
     name: str, revision: str | None = None, *, with_labels: bool = False, stock: bool = False
 ) -> Backbone:
-    """The config and the feature extractor of `name`: a Hub id, a folder, or 'tiny'.
+    """The config and the feature extractor of `name`: a Hub id, a folder, a run folder, or 'tiny'.
 
-    `with_labels`: of a fine-tuned model, whose labels are then checked and kept. `stock`: to be computed by
-    transformers' own model also where encoder.py could.
+    `with_labels`: of a fine-tuned model, whose labels must be there. `stock`: to be computed by transformers'
+    own model also where encoder.py could.
 
     Raises UserError where it is no model that classifies audio, InputOutputFailed where it cannot be read.
     """
-    name = os.path.expanduser(name)
+    if name != "tiny" or with_labels:  # to be trained, tiny is always the one that is made here
+        name = model_folder(name)
+    is_local = os.path.isdir(name)
+    if revision is not None and (is_local or name == "tiny"):
+        raise UserError(
+            f"{name} is not taken from the Hub, and has no revision {revision!r}: leave out --model-revision."
+        )
     if name == "tiny":
         if with_labels:
             raise UserError(
@@ -60,7 +75,6 @@ def open_backbone(
             )
         config = import_transformers().Wav2Vec2Config(**TINY) if stock else EncoderConfig(**TINY)
         return Backbone(name, None, config, WaveformExtractor(return_attention_mask=True))
-    is_local = os.path.isdir(name)
     if not is_local and is_missing_path(name):
         raise UserError(f"There is no folder {name}.")
     commit = None if is_local else commit_of("model", name, revision)
@@ -68,7 +82,7 @@ def open_backbone(
         path, values = read_settings(name, revision, "config.json")
         fields = [] if stock else EncoderConfig.names(values.get("model_type"))
         config = EncoderConfig.read(known_fields(values, fields, path)) or stock_config(name, path, values)
-        labels = tuple(labels_in(values, path)) if with_labels else ()
+        labels = tuple(labels_in(values, path) if with_labels else named_labels(values, path))
         extractor = read_feature_extractor(name, revision, config.model_type)
     problem_type = values.get("problem_type") if with_labels else None
     backbone = Backbone(name, revision, config, extractor, commit, labels, problem_type)
@@ -132,27 +146,34 @@ def check_config(backbone: Backbone) -> None:
 
 
 def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:
-    """The backbone's weights in float32, under a head for `labels`: random where the weights have none."""
+    """The backbone's weights in float32, under a head for `labels`: `head_for`'s, or random."""
     torch.manual_seed(seed)
+    kind, name, trained_labels = backbone.config.model_type, backbone.name, backbone.labels
     backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
-    model, unfit, unused = build_model(backbone)
-    kind, name = backbone.config.model_type, backbone.name
+    notes = []
+    with loading_weights(name):
+        tensors = tensors_of(backbone)
+        if name != "tiny":
+            tensors, about_head = head_for(labels, trained_labels, tensors, backbone.config)
+            notes += [f"{name}: {about_head}"] if about_head else []
+        model, unfit, unused = build_model(backbone, tensors)
     unfit = [key for key in unfit if not (key.startswith(LEARNED_HERE) or key.endswith("masked_spec_embed"))]
     if unfit:
         raise UserError(f"{name} is no backbone for {kind}: {first_of(unfit)} do not fit.")
-    notes = [f"{name}: {first_of(unused)} are not used"] if unused else []
+    notes += [f"{name}: {first_of(unused)} are not used"] if unused else []
     for parameter in model.parameters():  # mapped from a file, which may go while they are trained
         parameter.data = parameter.data.clone()
     return check_forward(LoadedModel(model, backbone, notes))
 
 
 def load_for_inference(name: str, revision: str | None = None, *, stock: bool = False) -> LoadedModel:
-    """A fine-tuned model, of which nothing may be missing: a Hub id or a folder that holds one.
+    """A fine-tuned model, of which nothing may be missing: a Hub id, a folder or a run folder.
 
     Raises UserError where a tensor is missing, left over or of another shape.
     """
     backbone = open_backbone(name, revision, with_labels=True, stock=stock)
-    model, unfit, unused = build_model(backbone)
+    with loading_weights(backbone.name):
+        model, unfit, unused = build_model(backbone, tensors_of(backbone))
     if wrong := sorted([*unfit, *unused]):
         raise UserError(
             f"{name} is not a fine-tuned classifier: {first_of(wrong)} are missing or do not fit."
@@ -160,52 +181,52 @@ def load_for_inference(name: str, revision: str | None = None, *, stock: bool = 
     return check_forward(LoadedModel(model.eval().requires_grad_(False), backbone))
 
 
-def build_model(backbone: Backbone) -> tuple[nn.Module, list[str], list[str]]:
-    """The model in float32, whatever it is stored in, and two lists of names of weights.
+@contextlib.contextmanager
+def loading_weights(name: str) -> Iterator[None]:
+    """`loading`, and torch does not warn of sizes of 0: they fail next."""
+    is_local = name == "tiny" or os.path.isdir(name)
+    with loading(f"The model {name}", is_local=is_local), warnings.catch_warnings(action="ignore"):
+        yield
 
-    The first are missing in its files, or of another shape there: they are random now. The second are left
-    over there. Raises UserError where the weights are not plain finite tensors, or far fewer than the config
-    describes.
+
+def tensors_of(backbone: Backbone) -> dict[str, Tensor]:
+    """The tensors by name that its files hold; tiny's are random, the same whatever computes."""
+    if backbone.name == "tiny":
+        config = EncoderConfig(**TINY) if backbone.is_stock else backbone.config
+        return SpeechClassifier(config, len(backbone.labels)).state_dict()
+    return read_weights(backbone.name, backbone.revision)
+
+
+def build_model(backbone: Backbone, tensors: dict[str, Tensor]) -> tuple[nn.Module, list[str], list[str]]:
+    """The model in float32, whatever the tensors are, and two lists of names of weights.
+
+    The first are missing in `tensors`, or of another shape there: they are random now. The second are left
+    over there. Raises UserError where the weights are far fewer than the config describes.
     """
     name, config, labels = backbone.name, backbone.config, backbone.labels
-    unwarned = warnings.catch_warnings(action="ignore")  # torch warns of sizes of 0: they fail next
-    is_local = name == "tiny" or os.path.isdir(name)
-    with loading(f"The model {name}", is_local=is_local), unwarned:
-        if name == "tiny":  # random weights, the same whatever computes
-            tiny = EncoderConfig(**TINY) if backbone.is_stock else config
-            tensors: dict[str, Tensor] = SpeechClassifier(tiny, len(labels)).state_dict()
-        else:
-            tensors = read_weights(name, backbone.revision)
-        if not backbone.is_stock:
-            with torch.device("meta"):
-                model = SpeechClassifier(config, len(labels))
-            if (drawn := take_over(model, tensors)) is not None:
-                return model, drawn, []
-            config = stock_config(name, *read_settings(name, backbone.revision, "config.json"))
-        theirs, unfit, unused = load_stock(name, config, labels, backbone.problem_type, tensors)
-        if backbone.is_stock:
-            return StockModel(theirs), unfit, unused
-        model.load_state_dict(theirs.state_dict(), assign=True)  # strict: transformers' names and shapes
-        return model, unfit, unused
+    if not backbone.is_stock:
+        with torch.device("meta"):
+            model = SpeechClassifier(config, len(labels))
+        if take_over(model, tensors):
+            return model, [], []
+        config = stock_config(name, *read_settings(name, backbone.revision, "config.json"))
+    theirs, unfit, unused = load_stock(name, config, labels, backbone.problem_type, tensors)
+    if backbone.is_stock:
+        return StockModel(theirs), unfit, unused
+    model.load_state_dict(theirs.state_dict(), assign=True)  # strict: transformers' names and shapes
+    return model, unfit, unused
 
 
-def take_over(model: SpeechClassifier, tensors: dict[str, Tensor]) -> list[str] | None:
+def take_over(model: SpeechClassifier, tensors: dict[str, Tensor]) -> bool:
     """Put the tensors into the model, in float32, if their names and shapes are the model's own.
 
-    A last layer for other labels may be of another shape: the model gets a new one, drawn as transformers
-    draws it, and its names are returned. None, and the model stays empty, where anything else differs.
+    False, and the model stays empty, where they are not.
     """
-    expected = model.state_dict()
-    drawn = [name for name in expected if name in tensors and tensors[name].shape != expected[name].shape]
-    if tensors.keys() != expected.keys() or not set(drawn) <= {"classifier.weight", "classifier.bias"}:
-        return None
-    given = {name: tensor.float() for name, tensor in tensors.items()}
-    for name in drawn:
-        given[name] = torch.zeros(expected[name].shape)
-        if name == "classifier.weight":
-            nn.init.normal_(given[name], std=model.config.initializer_range)
-    model.load_state_dict(given, assign=True)
-    return drawn
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in tensors.items()} != expected:
+        return False
+    model.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    return True
 
 
 def check_forward(loaded: LoadedModel) -> LoadedModel:

@@ -134,14 +134,14 @@ def load_newest(
 
     Damaged checkpoints are named and passed over. Raises InputOutputFailed where there are only damaged ones.
     """
-    folders = step_folders(run_folder)
+    folders, reasons = step_folders(run_folder), []
     for folder in reversed(folders):
         try:
             saved = read_checkpoint(folder, model, scaler.state_dict())
             check_best(run_folder, saved.state.best_step, model)
         except READ_ERRORS as error:
-            why = str(error) if type(error) is ValueError else reason(error)
-            say(f"note: {folder} is passed over: {why}")
+            reasons.append(str(error) if type(error) is ValueError else reason(error))
+            say(f"note: {folder} is passed over: {reasons[-1]}")
             continue
         state = saved.state
         model.load_state_dict(saved.weights)
@@ -151,12 +151,14 @@ def load_newest(
             remove_folder(later)
         # The run may have ended between the save and the export.
         if (best := state.best_step) is not None and holds_model(step_folder(run_folder, best), best, model):
+            if (run_folder / "best").exists() and (changed := damage(run_folder / "best", WEIGHTS)):
+                say(f"note: {run_folder / 'best'} is made anew, as it was at step {best}: {changed}")
             export_best(run_folder, best)
         state.log_bytes = whole_records(run_folder / "metrics.jsonl", state.log_bytes)
         return state
     if folders:
         raise InputOutputFailed(
-            f"None of the checkpoints in {run_folder} is whole: there is nothing to resume."
+            f"None of the checkpoints in {run_folder} can be resumed. Of the newest: {reasons[0]}."
         )
     say(f"{run_folder} holds no checkpoint yet: starting at step 0")
     return TrainState()
@@ -262,7 +264,8 @@ def check_best(run_folder: Path, step: int | None, model: nn.Module) -> None:
     """Raises ValueError where the best model so far, of `step`, is neither in its checkpoint nor in best/."""
     folders = (run_folder / "best", step_folder(run_folder, step or 0))
     if step is not None and not any(holds_model(folder, step, model) for folder in folders):
-        raise ValueError(f"the best so far, {step_folder(run_folder, step).name}, is damaged or gone")
+        why = damage(run_folder / "best", WEIGHTS) or "it is of another step"
+        raise ValueError(f"the best so far, {folders[1].name}, is damaged or gone, and not in best/: {why}")
 
 
 def holds_model(folder: Path, step: int, model: nn.Module) -> bool:

@@ -34,10 +34,15 @@ LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundf
 def claim_run_folder(config: TrainConfig) -> Path:
     """Make the folder to write to; the default name gets -2, -3 where it is taken.
 
-    Raises UserError where a folder that was named holds a run already, InputOutputFailed where it cannot be
-    written.
+    Raises UserError where a folder that was named holds a run already, or the model to begin with,
+    InputOutputFailed where it cannot be written.
     """
     folder = Path(os.path.expanduser(config.output_dir)) if config.output_dir else default_folder(config)
+    if lies_in(config.model, folder) and not (config.resume and holds_run(folder)):
+        raise UserError(
+            f"--model {config.model} lies in {folder}, where this run would begin anew and replace it: name "
+            "another --output-dir."
+        )
     if holds_run(folder) and not (config.resume or config.overwrite):
         raise UserError(f"{folder} holds a run already: give --resume, --overwrite or another --output-dir.")
     with failing_as(folder):
@@ -72,10 +77,20 @@ def remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
+def lies_in(model: str, folder: Path) -> bool:
+    """Whether a model is a folder that is `folder` or lies in it, or a run folder whose best/ does."""
+    path = Path(os.path.expanduser(model))
+    if model == "tiny" or not os.path.isdir(path):
+        return False
+    return any(one.resolve().is_relative_to(folder.resolve()) for one in (path, path / "best"))
+
+
 def short_name(name: str) -> str:
-    """`minds14` of PolyAI/minds14, `birds` of data/birds.csv, `fsdd` of fsdd/train.csv."""
+    """`minds14` of PolyAI/minds14, `birds` of a/birds.csv, `fsdd` of fsdd/train.csv, `x` of runs/x/best."""
     path = Path(os.path.expanduser(name))
     path = path.resolve() if os.path.exists(path) else path
+    if path.name == "best" and (path / "config.json").exists():  # a run's model
+        path = path.parent
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         return path.name
     return path.parent.name if path.stem in ("train", "metadata") and path.parent.name else path.stem
