@@ -29,7 +29,13 @@ def main() -> int:
         return OK
 
     from audiocls.inference.inputs import expand
-    from audiocls.inference.output import results_file, unlike_training, with_progress, write_predictions
+    from audiocls.inference.output import (
+        results_file,
+        unlike_training,
+        with_notes,
+        with_progress,
+        write_predictions,
+    )
 
     clips = None
     if config.dataset:
@@ -56,6 +62,7 @@ def main() -> int:
     )
     if scored:
         predictions = scored.watch(predictions, config.top_k)
+    predictions = with_notes(predictions)
     if sys.stderr.isatty() and (config.output or not sys.stdout.isatty()):
         predictions = with_progress(predictions, total)
     with results_file(config.output) as file:

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from audiocls.metrics import SCORES
+from audiocls.tables import FORMATS
 
 GUIDE_DATASET = "PolyAI/minds14"
 TRACKERS = ("tensorboard", "wandb")
 GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl")
+BACKBONES = ("audiocls", "transformers")
 AGGREGATES = ("mean", "max", "vote")
 EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -45,7 +46,7 @@ class TrainConfig:
 
     dataset: str = option(
         GUIDE_DATASET,
-        "Hub id, folder with a folder per class, .csv/.tsv/.jsonl manifest, or 'demo' (synthetic)",
+        f"Hub id, folder with a folder per class, table ({', '.join(FORMATS)}), or 'demo' (synthetic)",
         group="data",
     )
     dataset_config: str | None = option(
@@ -76,6 +77,12 @@ class TrainConfig:
     audio_column: str | None = option(None, "column with the audio (default: audio, or the only obvious one)")
     label_column: str | None = option(
         None, "column with the label (default: intent_class, or the only obvious one)"
+    )
+    split_column: str | None = option(
+        None, "column that says which rows train, validate, test (default: split, or an obvious one)"
+    )
+    audio_folder: str | None = option(
+        None, "folder of the audio that a table names (default: the table's own folder)"
     )
     max_seconds: float | None = option(
         1.0, "use only the first seconds of each clip; 'none' for all of it", above=0, most=86_400
@@ -109,7 +116,7 @@ class TrainConfig:
         "audiocls",
         "whose forward pass runs: audiocls's, or transformers' own, which pads as the guide does and always "
         "runs where audiocls has none",
-        choices=("audiocls", "transformers"),
+        choices=BACKBONES,
     )
 
     learning_rate: float = option(3e-5, "peak learning rate of AdamW", group="training", above=0)
@@ -294,6 +301,8 @@ class InferConfig:
     )
     audio_column: str | None = as_in_training("audio_column")
     label_column: str | None = as_in_training("label_column")
+    split_column: str | None = as_in_training("split_column")
+    audio_folder: str | None = as_in_training("audio_folder")
 
     export: str | None = option(
         None,
@@ -344,7 +353,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def is_missing_path(name: str) -> bool:
     """Whether a name can only be meant as a path, not as an OWNER/NAME on the Hub, and nothing is there."""
-    looks_local = name.startswith((".", "/", "~")) or name.lower().endswith(("/", *MANIFEST_SUFFIXES))
+    looks_local = name.startswith((".", "/", "~")) or name.lower().endswith(("/", *FORMATS))
     return (looks_local or name.count("/") > 1) and not os.path.exists(os.path.expanduser(name))
 
 

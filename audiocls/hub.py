@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from audiocls.errors import InputOutputFailed, UserError, reason
 from audiocls.storage import CHECKSUMS
@@ -151,6 +151,16 @@ def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
                 "Give a local folder; train.py --demo and --recipe scratch need no network."
             ) from error
         raise InputOutputFailed(f"{what} could not be loaded: {reason(error)}") from error
+
+
+def import_datasets() -> Any:
+    """The datasets module, quiet, and without progress bars where no person watches."""
+    import datasets
+
+    datasets.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
 
 
 def quiet_transformers() -> None:

@@ -4,17 +4,18 @@ import contextlib
 import os
 import sys
 import threading
-from typing import Self
+from typing import Self, TextIO
 
 from audiocls.errors import one_line
 
 
-def say(text: str) -> None:
-    """A line on standard output, above the progress bar where there is one."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """A line on standard output, or on `file`, above the progress bar where there is one."""
     from tqdm import tqdm
 
-    tqdm.write(one_line(text), file=sys.stdout)
-    sys.stdout.flush()
+    file = file or sys.stdout
+    tqdm.write(one_line(text), file=file)
+    file.flush()
 
 
 class QuietStderr:

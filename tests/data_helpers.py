@@ -45,7 +45,7 @@ def write_table(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]
 
 
 def file_clips(paths: Sequence[Path], label: str = "a") -> list[Clip]:
-    return [Clip(str(path), FileAudio(path), label) for path in paths]
+    return [Clip(str(path), FileAudio(str(path)), label) for path in paths]
 
 
 def config_for(dataset: Path, **settings: Any) -> TrainConfig:

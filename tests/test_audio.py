@@ -13,7 +13,7 @@ import soundfile
 import torch
 from data_helpers import noise, write_wav
 
-from audiocls.data.audio import BadAudio, decode
+from audiocls.data.audio import BadAudio, Levels, decode, mono
 from audiocls.data.resampling import frames_needed
 from audiocls.torchaudio_guard import import_torchaudio
 
@@ -79,6 +79,88 @@ def test_bytes_are_as_good_as_a_path(tmp_path: Path, suffix: str) -> None:
         from_path, from_bytes = (decode(audio, 16_000, max_samples) for audio in (path, path.read_bytes()))
         np.testing.assert_array_equal(from_bytes.waveform, from_path.waveform)
         assert from_bytes.seconds == from_path.seconds
+
+
+# What is learned of it on the way
+
+
+def levels_of(samples: np.ndarray) -> Levels:
+    levels = Levels()
+    mono(samples, levels)
+    return levels
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_levels_are_those_of_the_whole_file(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("audiocls.data.audio.BLOCK_VALUES", 3_000)
+    path = tmp_path / f"clip.{suffix}"
+    soundfile.write(path, noise(22_050, 2), 22_050)
+    samples = soundfile.read(path, dtype="float32")[0].astype(float)
+    levels = decode(path, 16_000).levels
+    assert levels.peak == np.abs(samples).max()
+    assert levels.channels_energy == pytest.approx(np.square(samples).mean(axis=1).sum(), rel=1e-5)
+    assert levels.mean_energy == pytest.approx(np.square(samples.mean(axis=1)).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("lost_db", "is_cancelled"), [(0, False), (19, False), (21, True), (200, True)])
+@pytest.mark.parametrize(("peak", "is_heard"), [(1, True), (0.0011, True), (0.0009, False)])
+def test_channels_cancel_where_their_mean_is_20_db_below_them_and_they_are_not_silent(
+    lost_db: float, is_cancelled: bool, peak: float, is_heard: bool
+) -> None:
+    same, other = noise(8_000, 2, seed=1).T
+    # The mean of (s + d, d - s) is d, and the channels' energy, averaged, |s|^2 + |d|^2.
+    wanted = np.square(other).sum() / (10 ** (lost_db / 10) - 1 + 1e-9)
+    same *= np.sqrt(wanted / np.square(same).sum())
+    samples = np.stack([same + other, same - other], axis=1)
+    levels = levels_of(samples * (peak / np.abs(samples).max()))
+    assert levels.is_cancelled is (is_cancelled and is_heard)
+
+
+def test_channels_that_are_independent_or_dead_do_not_cancel() -> None:
+    many = noise(8_000, 64)
+    assert not levels_of(many).is_cancelled
+    many[:, 1:] = 0
+    assert not levels_of(many).is_cancelled
+    assert not levels_of(np.zeros((8_000, 2))).is_cancelled
+    assert not levels_of(many[:, 0]).is_cancelled
+
+
+@pytest.mark.parametrize(("peak", "is_so"), [(1.0, False), (9.9, False), (-10.1, True), (32_767, True)])
+def test_integer_scale_is_ten_times_full_scale(peak: float, is_so: bool) -> None:
+    for channels in (1, 2):
+        samples = noise(800, channels)
+        samples[400, 0] = peak
+        assert levels_of(samples).is_integer_scale is is_so
+
+
+def test_levels_are_of_what_is_used(tmp_path: Path) -> None:
+    late = noise(16_000, 2)
+    late[8_000:] = 20_000 * np.array([1, -1])
+    soundfile.write(tmp_path / "late.wav", late, 8_000, subtype="FLOAT")
+    whole, first = (decode(tmp_path / "late.wav", 16_000, most).levels for most in (None, 15_000))
+    assert whole.is_integer_scale and whole.is_cancelled
+    assert not first.is_integer_scale and not first.is_cancelled
+
+
+def with_unknown_length(path: Path) -> Path:
+    """A FLAC as a program writes it that cannot go back to its beginning, whose frames are then 0."""
+    content = bytearray(path.read_bytes())
+    content[21:26] = bytes([content[21] & 0xF0]) + bytes(4)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
+def test_a_recording_goes_on_where_it_is_longer_than_what_was_read(rate: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, noise(rate), rate)
+    assert not decode(path, 16_000).goes_on
+    assert not decode(path, 16_000, 16_000).goes_on
+    assert decode(path, 16_000, 8_000).goes_on
+    with_unknown_length(path)
+    assert decode(path, 16_000, 8_000).goes_on
 
 
 # What cannot be used

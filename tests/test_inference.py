@@ -1,8 +1,10 @@
 """Classifier: the pipeline's scores in any company; what is refused stops nothing."""
 
 import dataclasses
+import io
 import itertools
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from audiocls.data.clips import Clip, FileAudio
 from audiocls.data.collators import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import POOL_BATCHES
-from audiocls.inference.recordings import as_float
+from audiocls.inference.forms import as_float
 from audiocls.model.files import save_model
 
 
@@ -120,16 +122,173 @@ def test_one_recording_is_as_good_as_a_list_of_one_and_a_waveform_needs_its_rate
             classifier([one])
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"batch_size": 0}, {"max_seconds": 0.0}])
-def test_options_that_mean_nothing_are_refused(model: Path, options: dict) -> None:
-    with pytest.raises(UserError, match="above 0"):
-        Classifier.from_pretrained(model)(["a.wav"], **options)
+@pytest.fixture(scope="module")
+def classifier(model: Path) -> Classifier:
+    return Classifier.from_pretrained(model, device=torch.device("cpu"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("options", [{"device": "gpu"}, {"precision": "float16"}])
-def test_an_unknown_device_or_precision_is_refused(model: Path, options: dict) -> None:
-    with pytest.raises(UserError, match="give"):
-        Classifier.from_pretrained(model, **options)
+def refused(call: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as error:
+        call()
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+    return str(error.value)
+
+
+NO_COUNTS = (0, -1, 2.5, "2", True, float("nan"), float("inf"), [2], np.bool_(True))
+NO_SECONDS = (0, -1.0, "2", True, float("nan"), [2], 1j, np.array([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "allowed"),
+    [
+        ("top_k", NO_COUNTS, "a whole number above 0, or None for all labels"),
+        ("batch_size", (*NO_COUNTS, torch.tensor(2)), "a whole number above 0"),
+        ("sampling_rate", (44_100.5, "16k", True, float("inf"), [8_000]), "a whole number, in Hz"),
+        ("max_seconds", NO_SECONDS, "seconds, a number above 0, or None for all"),
+        ("max_decode_seconds", (*NO_SECONDS, None), "seconds, a number above 0"),
+        ("window_seconds", NO_SECONDS, "seconds, a number above 0, or None"),
+        ("hop_seconds", NO_SECONDS, "seconds, a number above 0, or None"),
+        ("aggregate", ("median", None, 1, ["mean"], np.array(["mean"])), "mean, max, vote"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_by_name_with_what_is_allowed(
+    name: str, values: tuple, allowed: str, classifier: Classifier
+) -> None:
+    options = {"window_seconds": 1} if name == "hop_seconds" else {}
+    for value in values:
+        said = refused(lambda value=value: classifier(["a.wav"], **options | {name: value}))
+        assert said.startswith(f"{name} is ") and allowed in said
+
+
+def test_less_than_the_model_needs_is_refused_before_anything_is_read(classifier: Classifier) -> None:
+    assert "max_seconds is 0.01: the model needs 0.025 s" in refused(
+        lambda: classifier(["a.wav"], max_seconds=0.01)
+    )
+
+
+def test_whole_floats_and_numpy_s_numbers_are_numbers(classifier: Classifier) -> None:
+    clip = waveforms(8_000)[0]
+    (expected,) = classifier(clip, sampling_rate=44_100)
+    for rate in (44_100.0, np.int32(44_100), np.float32(44_100), np.float64(44_100)):
+        (prediction,) = classifier(
+            clip, sampling_rate=rate, batch_size=np.int64(2), max_seconds=float("inf"), top_k=5.0
+        )
+        assert prediction.scores == expected.scores
+
+
+def test_none_is_all_labels_and_more_than_there_are_are_all(classifier: Classifier) -> None:
+    clip = waveforms(8_000)[0]
+    for top_k, expected in ((None, 3), (100, 3), (2, 2), (np.int64(1), 1)):
+        (prediction,) = classifier(clip, sampling_rate=16_000, top_k=top_k)
+        assert len(prediction.scores) == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"device": "gpu"}, {"device": 0}, {"device": None}, {"precision": "float16"}, {"backbone": "theirs"}],
+)
+def test_an_unknown_device_precision_or_backbone_is_refused(model: Path, options: dict) -> None:
+    assert "give" in refused(lambda: Classifier.from_pretrained(model, **options))
+
+
+# Recordings as other libraries hold them
+
+
+class Decoder:
+    """As torchcodec's AudioDecoder looks."""
+
+    def __init__(self, samples: np.ndarray, rate: int) -> None:
+        self.samples, self.rate = samples, rate
+
+    def get_all_samples(self) -> object:
+        if not len(self.samples):
+            raise RuntimeError("Could not push packet to decoder\nInvalid data")
+        return types.SimpleNamespace(data=torch.from_numpy(self.samples)[None], sample_rate=self.rate)
+
+
+def test_dicts_score_as_in_the_pipeline_alone_in_lists_and_from_generators(
+    model: Path, files: list[Path], classifier: Classifier
+) -> None:
+    theirs = pipeline("audio-classification", model=str(model))
+    for path in files:
+        samples, rate = soundfile.read(path, dtype="float32")
+        forms: list[dict] = [
+            {"raw": samples, "sampling_rate": rate},
+            {"array": samples, "sampling_rate": rate},
+            {"array": torch.from_numpy(samples), "raw": None, "sampling_rate": rate, "path": str(path)},
+        ]
+        # Theirs takes a tensor, too, but not at the model's own rate.
+        expected_of = [theirs(dict(form), top_k=None) for form in forms[:2]]
+        for form, expected in zip(forms, [*expected_of, expected_of[0]], strict=True):
+            for given in (form, [form], (one for one in [form])):
+                (ours,) = classifier(given, top_k=None)
+                assert ours.path == form.get("path")
+                assert [label for label, _ in ours.scores] == [one["label"] for one in expected]
+                scores = [one["score"] for one in expected]
+                assert [score for _, score in ours.scores] == pytest.approx(scores, abs=1e-5)
+        ours_of_file = dict(classifier(path)[0].scores)
+        others: list[tuple[Any, str | None]] = [
+            ({"bytes": path.read_bytes(), "path": "a/b.wav"}, "a/b.wav"),
+            ({"bytes": path.read_bytes(), "path": None}, None),
+            ({"bytes": None, "path": path, "sampling_rate": None}, str(path)),
+            ({"array": samples, "sampling_rate": float(rate), "label": 3}, None),
+            (Decoder(samples, rate), None),
+        ]
+        for form, name in others:
+            assert [one.path for one in classifier([form, path])] == [name, str(path)]
+            assert dict(classifier(form)[0].scores) == pytest.approx(ours_of_file)
+
+
+def test_a_rate_of_its_own_may_be_said_twice_but_not_two_ways(classifier: Classifier) -> None:
+    clip = waveforms(8_000)[0]
+    for own in ({"array": clip, "sampling_rate": 8_000}, Decoder(clip, 8_000)):
+        assert classifier(own, sampling_rate=8_000)[0].scores == classifier(own)[0].scores
+        said = refused(lambda own=own: classifier(own, sampling_rate=16_000))
+        assert "8000 Hz" in said and "16000 Hz" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (5, "type int"),
+        (None, "type NoneType"),
+        ([0.5], "type float"),
+        ([None], "type NoneType"),
+        (io.BytesIO(b"RIFF"), "type BytesIO: give a path, a file's bytes"),
+        ({}, "this one has nothing"),
+        ({"audio": {"array": np.zeros(9)}, "label": 1}, "this one has 'audio' (dict), 'label' (int)"),
+        ({"array": [0.5, 0.5], "sampling_rate": 16_000}, "'array' (list)"),
+        ({"array": [0.5, 0.5], "sampling_rate": 16_000, "path": "a.wav"}, "'array' (list)"),
+        ({"bytes": "RIFF", "path": "a.wav"}, "'bytes' (str)"),
+        ({"bytes": None, "path": None}, "'bytes' (NoneType)"),
+        ({"path": 5}, "'path' (int)"),
+        ({"array": np.zeros(9_000)}, "add 'sampling_rate'"),
+        ({"array": np.zeros(9_000), "sampling_rate": None}, "sampling_rate is None"),
+        ({"raw": np.zeros(9_000), "sampling_rate": "16k"}, "sampling_rate is '16k'"),
+        ({"raw": np.zeros(9_000), "sampling_rate": 44_100.5}, "sampling_rate is 44100.5"),
+    ],
+)
+def test_what_is_no_recording_is_refused_in_one_sentence(
+    given: Any, words: str, classifier: Classifier
+) -> None:
+    assert words in refused(lambda: classifier(given))
+
+
+def test_a_dict_or_decoder_that_cannot_be_used_is_a_row_with_a_reason(classifier: Classifier) -> None:
+    given = [
+        {"array": np.zeros((1, 8_000)), "sampling_rate": 16_000, "path": "turned.wav"},
+        {"array": np.zeros(8_000), "sampling_rate": 0},
+        {"bytes": b"no sound", "path": "a.wav"},
+        {"path": "none.wav"},
+        Decoder(np.zeros(0, np.float32), 16_000),
+    ]
+    for options in ({}, {"window_seconds": 0.2}):
+        turned, no_rate, no_sound, none, broken = classifier(given, **options)
+        assert turned.path == "turned.wav" and "waveform.T" in str(turned.error)
+        assert "0 Hz" in str(no_rate.error)
+        assert no_sound.path == "a.wav" and "does not decode" in str(no_sound.error)
+        assert none.path == "none.wav" and none.error == "is not there"
+        assert broken.error == "does not decode: RuntimeError: Could not push packet to decoder"
 
 
 def test_odd_waveforms_and_names_are_refused_with_a_reason(model: Path) -> None:
@@ -152,9 +311,6 @@ def test_odd_waveforms_and_names_are_refused_with_a_reason(model: Path) -> None:
     assert "shape []" in refusal(np.zeros(()))
     assert "shape [1, 8000, 1]" in refusal(clip[None, :, None])
     assert "int64" in refusal(clip.astype(int))
-    for nothing in (0.5, None, {"array": clip}):
-        with pytest.raises(UserError, match="is no recording"):
-            classifier([nothing], sampling_rate=16_000)  # type: ignore[list-item]
 
 
 def test_waveforms_of_every_kind_score_as_the_file_they_came_from(model: Path, tmp_path: Path) -> None:
@@ -180,7 +336,7 @@ def test_scores_that_are_no_numbers_are_a_refusal(model: Path) -> None:
 
 
 def test_clips_of_a_data_set_keep_their_names_and_labels(model: Path, files: list[Path]) -> None:
-    clips = [Clip(f"data/{index}", FileAudio(path), "up") for index, path in enumerate(files)]
+    clips = [Clip(f"data/{index}", FileAudio(str(path)), "up") for index, path in enumerate(files)]
     for clip, prediction in zip(clips, Classifier.from_pretrained(model)(clips), strict=True):
         assert (prediction.path, prediction.true_label) == (clip.path, "up")
 

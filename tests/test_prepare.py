@@ -271,7 +271,8 @@ def test_test_clips_that_cannot_be_used_are_no_test_set(tmp_path: Path) -> None:
     for label in ("cat", "dog"):
         (folder / "test" / label).mkdir(parents=True)
         (folder / "test" / label / "a.wav").write_text("no audio")
-    assert "None of the test clips can be used" in refusal(config_for(folder, max_bad_clips=0.5))
+    with pytest.raises(InputsRefused, match="None of the test clips can be used"):
+        prepare(config_for(folder, max_bad_clips=0.5))
 
 
 # Cutting
@@ -320,7 +321,7 @@ def test_split_folders_may_be_capitalised(tmp_path: Path) -> None:
     for split in ("Train", "Test"):
         write_class_folders(tmp_path / "sounds" / split, {"cat": 3, "dog": 3})
     data = prepare(config_for(tmp_path / "sounds"))
-    assert (data.labels, data.eval_name) == (["cat", "dog"], "test")
+    assert (data.labels, data.eval_name) == (["cat", "dog"], "Test")
 
 
 def test_groups_are_kept_apart_though_the_manifest_has_splits_and_shared_ones_are_named(

@@ -12,7 +12,7 @@ from architectures import fine_tuned
 from data_helpers import noise
 from test_architectures import LABELS, spread_logits, waveforms
 
-from audiocls.data.audio import BadAudio, decode
+from audiocls.data.audio import BadAudio, Levels, decode
 from audiocls.data.resampling import resample, resample_blocks
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
@@ -59,7 +59,7 @@ def test_resampling_in_blocks_gives_what_resampling_at_once_gives(
 def test_a_file_in_blocks_is_the_decoded_file(rate: int, channels: int, format: str, tmp_path: Path) -> None:
     path = tmp_path / "long"
     soundfile.write(path, noise(600_001, channels), rate, format=format)
-    blocks = list(in_blocks(path, ReadOptions(RATE, 400, None)))
+    blocks = list(in_blocks(path, ReadOptions(RATE, 400, None), Levels()))
     assert len(blocks) > 1
     np.testing.assert_allclose(np.concatenate(blocks), decode(path, RATE).waveform, rtol=0, atol=1e-6)
 
@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
         for _ in range(10):
             file.write(np.zeros(30 * 44_100, np.float32))
     tracemalloc.start()
-    piece = in_blocks(tmp_path / "long.flac", ReadOptions(RATE, 400, None))
+    piece = in_blocks(tmp_path / "long.flac", ReadOptions(RATE, 400, None), Levels())
     count = sum(1 for _ in windows(piece, RATE, 5, 1))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

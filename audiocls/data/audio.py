@@ -13,12 +13,15 @@ import soundfile
 
 from audiocls.config import TrainConfig
 from audiocls.data.resampling import Waveform, filter_half_width, frames_needed, resample_blocks
+from audiocls.findings import CANCELLED_DB, INTEGER_SCALE, SILENCE_DBFS
 from audiocls.storage import NotRegular, open_regular
 from audiocls.streams import quiet_stderr
 
 # What libsndfile reads, and what people keep beside it: the latter are refused by name, not overlooked.
-READABLE = set("aif aifc aiff au caf flac mp3 oga ogg opus rf64 snd w64 wav".split())
-AUDIO_SUFFIXES = READABLE | {"aac", "amr", "m4a", "mka", "mp4", "webm", "wma"}
+READABLE = set("aif aifc aiff au caf flac mp2 mp3 mpga nist oga ogg opus rf64 snd sph w64 wav wave".split())
+AUDIO_SUFFIXES = READABLE | set(
+    "3gp 3gpp aac ac3 amr ape awb m4a m4b mka mov mp4 mpc spx tta webm wma wv".split()
+)
 
 # What of libsndfile's is decoded, after its names: the containers and codecs of recordings, and no rarities.
 CONTAINERS = set("AIFF AU CAF FLAC MP3 NIST OGG RF64 W64 WAV WAVEX".split())
@@ -35,6 +38,7 @@ MAX_DECODE_SECONDS = TrainConfig.max_decode_seconds
 MAX_CLAIMED_SECONDS = 7 * 86_400  # a header that says more is not believed
 MAX_KERNEL_VALUES = 20_000_000  # of the resampler, 80 MB
 BLOCK_VALUES = 2**18  # decoded at a time, over all channels
+NOT_THERE = "is not there"
 
 
 class BadAudio(ValueError):
@@ -45,6 +49,26 @@ class UnreadableAudio(BadAudio):
     """This recording could not be read now, but another time it may."""
 
 
+@dataclass
+class Levels:
+    """How loud a recording is before its channels are averaged, added up as `mono` averages them."""
+
+    peak: float = 0.0  # the largest magnitude; full scale is 1
+    # Sums of squares, 0 for mono:
+    channels_energy: float = 0.0  # of each channel, averaged over the channels
+    mean_energy: float = 0.0  # of the channels' mean
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the channels, which are not silent, cancel when they are averaged."""
+        is_heard = self.peak >= 10 ** (SILENCE_DBFS / 20)
+        return is_heard and self.mean_energy < 10 ** (-CANCELLED_DB / 10) * self.channels_energy
+
+    @property
+    def is_integer_scale(self) -> bool:
+        return self.peak > INTEGER_SCALE
+
+
 @dataclass(frozen=True)
 class Decoded:
     """A recording as the model takes it."""
@@ -53,6 +77,8 @@ class Decoded:
     seconds: float  # length of the whole recording, used or not
     rate: int  # Hz, of the recording
     channels: int
+    levels: Levels  # of what was read
+    goes_on: bool  # whether the recording is longer than what was read
 
 
 def decode(
@@ -67,7 +93,7 @@ def decode(
     Raises BadAudio for what does not decode, holds no samples, values that are not finite, or more than
     `max_decode_seconds` of what is to be used.
     """
-    num_frames = 0
+    num_frames, levels = 0, Levels()
     too_long = BadAudio(
         f"is longer than {max_decode_seconds:g} s, the most that is decoded: raise --max-decode-seconds, or "
         "use only its beginning with --max-seconds"
@@ -83,19 +109,19 @@ def decode(
 
     with open_audio(audio, sampling_rate) as file:
         rate, channels, claimed = file.samplerate, file.channels, file.frames
-        wanted = math.inf if max_samples is None else frames_needed(max_samples, rate, sampling_rate)
+        wanted = frames_needed(max_samples, rate, sampling_rate)
         most = max_decode_seconds * rate
         # OGG is slow to decode, and its length is not a claim but its last page's place.
         if file.format == "OGG" and min(claimed, wanted) > most:
             raise too_long
-        pieces = list(resample_blocks(counted(blocks(file, wanted)), rate, sampling_rate))
+        pieces = list(resample_blocks(counted(blocks(file, levels, wanted)), rate, sampling_rate))
     if not num_frames:
         raise BadAudio("holds no audio")
     # A header may promise more or less than the file holds.
-    is_cut = num_frames == wanted and claimed <= MAX_CLAIMED_SECONDS * rate
-    seconds = (max(claimed, num_frames) if is_cut else num_frames) / rate
+    goes_on = num_frames == wanted and claimed > num_frames
+    seconds = (claimed if goes_on and claimed <= MAX_CLAIMED_SECONDS * rate else num_frames) / rate
     waveform = pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-    return Decoded(waveform[:max_samples], seconds, rate, channels)
+    return Decoded(waveform[:max_samples], seconds, rate, channels, levels, goes_on)
 
 
 @contextlib.contextmanager
@@ -118,7 +144,7 @@ def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFil
                 check_format(file.samplerate, file.channels, to_rate)
                 yield file
     except FileNotFoundError:
-        raise BadAudio("is not there") from None
+        raise BadAudio(NOT_THERE) from None
     except NotRegular:
         raise BadAudio("is not a regular file") from None
     except OSError as error:
@@ -132,26 +158,27 @@ def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFil
         raise kind(f"does not decode: {why}") from None
 
 
-def blocks(file: soundfile.SoundFile, frames: float = math.inf) -> Iterator[Waveform]:
+def blocks(file: soundfile.SoundFile, levels: Levels, frames: float = math.inf) -> Iterator[Waveform]:
     """The file's first `frames` in mono as read, float32 [samples], a bounded part at a time.
 
-    What a header claims is never allocated. Raises BadAudio for values that are not finite.
+    How loud it is goes into `levels`. What a header claims is never allocated. Raises BadAudio for values
+    that are not finite.
     """
     while frames > 0:
         wanted = int(min(BLOCK_VALUES // file.channels, frames))
         with quiet_stderr:
             read = file.read(wanted, dtype="float32", always_2d=True)
         if len(read):
-            yield mono(read)
+            yield mono(read, levels)
         if len(read) < wanted:  # the end: asking once more costs half as much as a short clip's decoding
             return
         frames -= wanted
 
 
-def mono(samples: np.ndarray) -> Waveform:
+def mono(samples: np.ndarray, levels: Levels) -> Waveform:
     """float32 [samples] of [samples] or [samples, channels]: the channels' mean.
 
-    Raises BadAudio for what is empty, not finite or absurdly large.
+    How loud they are goes into `levels`. Raises BadAudio for what is empty, not finite or absurdly large.
     """
     samples = np.asarray(samples, np.float32)
     if samples.size == 0:
@@ -161,9 +188,13 @@ def mono(samples: np.ndarray) -> Waveform:
         raise BadAudio("holds samples that are not finite")
     if low < -MAX_VALUE or high > MAX_VALUE:
         raise BadAudio(f"holds samples beyond {MAX_VALUE:g} times full scale")
-    if samples.ndim == 2 and samples.shape[1] > 1:
-        return samples.mean(axis=1)
-    return samples.reshape(-1)
+    levels.peak = max(levels.peak, float(high), -float(low))
+    if samples.ndim == 1 or samples.shape[1] == 1:
+        return samples.reshape(-1)
+    mean = samples.mean(axis=1)
+    levels.channels_energy += float(np.vdot(samples, samples)) / samples.shape[1]
+    levels.mean_energy += float(np.vdot(mean, mean))
+    return mean
 
 
 def check_format(rate: int, channels: int, to_rate: int) -> None:

@@ -1,4 +1,4 @@
-"""A data set in numbers: lengths, formats, silence, clipping, copies, balance, what was left out."""
+"""A data set in numbers: lengths, formats, what is odd (see audiocls/findings.py), copies, balance."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from audiocls.data.cache import Measured, Waveforms
+from audiocls.data.cache import Waveforms
 from audiocls.data.loader import ClipDataset
+from audiocls.data.measures import Measured
 from audiocls.data.prepare import RunData
+from audiocls.findings import MOST_NAMED
 
 Audit = dict[str, Any]  # plain JSON: kept in the run folder as audit.json, which reporting/ reads
 
-MOST_NAMED = 20  # clips named of each kind; all are counted
 MOSTLY_SILENT = 0.5
 QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
@@ -39,6 +40,8 @@ def audit(name: str, data: RunData) -> Audit:
     ]
     return {
         "dataset": name,
+        "accounts": data.accounts,
+        "notes": data.notes,
         "parts": {part: part_summary(clips, waveforms) for part, clips in parts.items()},
         "seconds": {
             "total": float(seconds.sum()),
@@ -52,6 +55,8 @@ def audit(name: str, data: RunData) -> Audit:
         "silent": found(lambda one: one.silent_share == 1),
         "mostly_silent": found(lambda one: MOSTLY_SILENT < one.silent_share < 1),
         "clipped": found(lambda one: one.is_clipped),
+        "cancelled": found(lambda one: one.is_cancelled),
+        "integer_scale": found(lambda one: one.is_integer_scale),
         "copies": copies(measured, part_of, waveforms),
         "left_out": first_of(left_out),
         "classes": classes,

@@ -14,14 +14,13 @@ import os
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,17 +28,13 @@ from tqdm import tqdm
 
 from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, Decoded, UnreadableAudio, decode
 from audiocls.data.clips import Clip
+from audiocls.data.measures import Measured, measure
 from audiocls.data.resampling import Waveform
 from audiocls.storage import READ_ERRORS, unfinished_folder
 
-FORMAT = 4  # raised when what is stored changes its meaning
+FORMAT = 5  # raised when what is stored changes its meaning
 CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
 THREAD_SECONDS = 0.004  # a clip that takes less: threads would wait for Python's lock more than they gain
-
-SILENCE_DBFS = -60.0  # a stretch is silent below this root mean square, of full scale
-STRETCH_SECONDS = 0.02
-FULL_SCALE = 0.999
-CLIPPED_SAMPLES = 3  # in a row at full scale: a peak that was merely made as loud as can be has fewer
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -83,34 +78,6 @@ class FlatFile:
     def __getstate__(self) -> dict:
         """Workers map the file themselves; a pickled map would carry its content."""
         return {key: value for key, value in self.__dict__.items() if key != "values"}
-
-
-class Measured(NamedTuple):
-    """What is used of one clip, at the model's rate; rate and channels are the recording's own."""
-
-    rate: int  # Hz
-    channels: int
-    silent_share: float  # of its stretches of 20 ms
-    is_clipped: bool
-    digest: str  # of the sound: equal for equal samples, whatever the format
-
-
-def measure(waveform: Waveform, sampling_rate: int, rate: int, channels: int) -> Measured:
-    """The measures of `waveform`, float32 [samples] of at least one sample, at `sampling_rate`."""
-    stretch = round(STRETCH_SECONDS * sampling_rate)
-    starts = np.arange(0, len(waveform), stretch)
-    energy = np.add.reduceat(np.square(waveform), starts)
-    power = energy / np.minimum(stretch, len(waveform) - starts)
-    loud = np.abs(waveform) >= FULL_SCALE
-    in_a_row = np.convolve(loud, np.ones(CLIPPED_SAMPLES, int)) if loud.any() else loud
-    return Measured(
-        rate,
-        channels,
-        silent_share=float(np.mean(power < 10 ** (SILENCE_DBFS / 10))),
-        is_clipped=bool(in_a_row.max() >= CLIPPED_SAMPLES),
-        # A checksum of the samples, much cheaper than a hash of them all, and one of each stretch's energy.
-        digest=hashlib.sha256(b"%d" % zlib.crc32(waveform.data) + energy.tobytes()).hexdigest()[:32],
-    )
 
 
 @dataclass
@@ -253,8 +220,7 @@ def decoded(waveforms: Waveforms) -> Iterator[tuple[Waveform, float, Measured] |
             result = waveforms.decode(index)
         except BadAudio as error:
             return error
-        measured = measure(result.waveform, waveforms.sampling_rate, result.rate, result.channels)
-        return result.waveform, result.seconds, measured
+        return result.waveform, result.seconds, measure(result, waveforms.sampling_rate)
 
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from audiocls.config import TrainConfig
-from audiocls.data.audio import BadAudio, check_length
+from audiocls.data.audio import NOT_THERE, BadAudio, check_length
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.clips import Clip
 from audiocls.data.loader import ClipDataset
@@ -29,6 +29,7 @@ class RunData:
     eval_name: str  # the split or set that the evaluation is
     notes: list[str] = field(default_factory=list)
     commits: dict[str, str] = field(default_factory=dict)  # of each data set on the Hub
+    accounts: list[str] = field(default_factory=list)  # of each data set, where all that is in it went
 
     def sound(self, split: str, index: int) -> tuple[Waveform, int]:
         """What is used of a clip of the "evaluation" or "test": float32 [samples], and its rate in Hz.
@@ -71,9 +72,8 @@ def prepare_data(
     waveforms = decode_all(
         clips, sampling_rate, max_samples, cache_dir, max_decode_seconds=config.max_decode_seconds
     )
-    good = leave_out_bad(waveforms, min_samples, config.max_bad_clips, notes)
-
     part_of = np.repeat(PARTS, [len(chosen.train), len(chosen.evaluation), len(chosen.test)])
+    good = leave_out_bad(waveforms, part_of, min_samples, config.max_bad_clips, notes)
     rows = {part: np.flatnonzero(good & (part_of == part)) for part in PARTS}
     if not chosen.evaluation:
         train = rows["train"]
@@ -85,8 +85,6 @@ def prepare_data(
             raise UserError(
                 f"{config.dataset} leaves no clips to {what} on. Give more, or another --eval-fraction."
             )
-    if chosen.test and len(rows["test"]) == 0:
-        raise UserError("None of the test clips can be used.")
 
     has_clips = {clips[row].label for row in rows["train"]}
     if untrained := [label for label in labels if label not in has_clips]:
@@ -108,7 +106,16 @@ def prepare_data(
     label_ids = np.array([number[clip.label] for clip in clips])
     made = {part: ClipDataset(waveforms, rows[part], label_ids[rows[part]]) for part in PARTS}
     test = made["test"] if chosen.test else None
-    return RunData(made["train"], made["evaluation"], test, labels, chosen.eval_name, notes, chosen.commits)
+    named_parts = {"train": "train", "evaluation": f"evaluation ({chosen.eval_name})", "test": "test"}
+    accounts = []
+    for source in {id(one): one for one in chosen.sources.values()}.values():
+        of_it = [part for part, one in chosen.sources.items() if one is source]
+        used = {named_parts[part]: len(rows[part]) for part in of_it if len(rows[part])}
+        unusable = [clips[row].path for row in np.flatnonzero(~good & np.isin(part_of, of_it))]
+        accounts.append(source.account(used, unusable))
+    return RunData(
+        made["train"], made["evaluation"], test, labels, chosen.eval_name, notes, chosen.commits, accounts
+    )
 
 
 def kept_samples(
@@ -125,9 +132,12 @@ def kept_samples(
 
 
 def leave_out_bad(
-    waveforms: Waveforms, min_samples: int, max_bad_clips: float, notes: list[str]
+    waveforms: Waveforms, part_of: np.ndarray, min_samples: int, max_bad_clips: float, notes: list[str]
 ) -> np.ndarray:
-    """bool [clips], which ones can be used; the others are noted, a line each."""
+    """bool [clips], which ones can be used; the others are noted, a line each.
+
+    Raises InputsRefused where those are more than `max_bad_clips`, or all of a part of the run.
+    """
     errors = dict(waveforms.errors)
     for row, num_samples in enumerate(waveforms.num_samples.tolist()):
         try:
@@ -135,16 +145,20 @@ def leave_out_bad(
         except BadAudio as error:
             errors.setdefault(row, str(error))
     lines = [f"{waveforms.clips[row].path} {error}" for row, error in sorted(errors.items())]
+    good = np.ones(len(waveforms.clips), bool)
+    good[list(errors)] = False
+    of_all = f"{len(errors)} of {len(waveforms.clips)} clips cannot be used"
+    first = f"First: {'; '.join(lines[:3])}."
+    if lines and all(line.endswith(NOT_THERE) for line in lines):
+        first += " If the audio lies elsewhere, name its folder with --audio-folder."
+    for part in PARTS:
+        if np.any(part_of == part) and not np.any(good[part_of == part]):
+            raise InputsRefused(f"None of the {part} clips can be used, and {of_all}. {first}")
     if len(errors) > max_bad_clips * len(waveforms.clips):
-        raise InputsRefused(
-            f"{len(errors)} of {len(waveforms.clips)} clips cannot be used, more than --max-bad-clips "
-            f"{max_bad_clips:g} allows. First: {'; '.join(lines[:3])}."
-        )
+        raise InputsRefused(f"{of_all}, more than --max-bad-clips {max_bad_clips:g} allows. {first}")
     if errors:
         notes += [f"left out: {line}" for line in lines[:MOST_NAMED]]
         notes.append(f"left out in all: {len(errors)} of {len(waveforms.clips)} clips")
-    good = np.ones(len(waveforms.clips), bool)
-    good[list(errors)] = False
     return good
 
 

@@ -62,8 +62,10 @@ def filter_half_width(from_rate: int, to_rate: int) -> int:
     return math.ceil(6 * before / (min(before, after) * 0.99))  # torchaudio's filter width and roll-off
 
 
-def frames_needed(samples: int, from_rate: int, to_rate: int) -> int:
-    """Frames at `from_rate` that decide the first `samples` samples at `to_rate`."""
+def frames_needed(samples: int | None, from_rate: int, to_rate: int) -> float:
+    """Frames at `from_rate` that decide the first `samples` samples at `to_rate`; None: all, without end."""
+    if samples is None:
+        return math.inf
     if from_rate == to_rate:
         return samples
     period = from_rate // math.gcd(from_rate, to_rate)

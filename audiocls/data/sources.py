@@ -1,55 +1,30 @@
-"""A name on the command line -> clips: a Hub data set, a folder of class folders, or a manifest.
+"""A name on the command line -> clips: a Hub data set, a table, a folder of either kind.
 
 Nothing is decoded here. Every source gives the same thing: for each split a list of clips with their label
-as text, and notes (a line each) about what was assumed or passed over.
+as text, notes (a line each) about what was assumed, and how many rows or files were left out, and why.
 """
 
 import os
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audiocls.config import MANIFEST_SUFFIXES, is_missing_path
-from audiocls.data.audio import AUDIO_SUFFIXES
-from audiocls.data.clips import Clip, FileAudio, HubAudio
+from audiocls.config import is_missing_path
+from audiocls.data.clips import Source
+from audiocls.data.columns import Columns
 from audiocls.data.demo import write_demo
-from audiocls.data.tables import clip_files, note_repeated, read_manifest
-from audiocls.errors import InputOutputFailed, UserError
-from audiocls.hub import commit_of, loading
+from audiocls.data.folders import check_class_folders, class_clips, tables_in
+from audiocls.data.locations import Locations
+from audiocls.data.rows import add_table, add_tables
+from audiocls.data.trees import walk
+from audiocls.errors import InputOutputFailed, UserError, named
+from audiocls.hub import commit_of, import_datasets, loading
 from audiocls.storage import failing_as, unfinished_folder
+from audiocls.tables import FORMATS, table_of
 from audiocls.version import __version__
 
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-# Tried where no column is named: the guide's, then other obvious names.
-GUIDE_COLUMNS = {"audio": "audio", "label": "intent_class"}
-AUDIO_COLUMNS = ("audio", "path", "file", "file_name", "filename", "wav", "audio_path")
-LABEL_COLUMNS = ("label", "labels", "class", "category")
-
-
-@dataclass
-class Source:
-    """Everything one --dataset names."""
-
-    name: str
-    splits: dict[str, list[Clip]] = field(default_factory=dict)
-    label_names: list[str] | None = None  # a ClassLabel's, in their order
-    notes: list[str] = field(default_factory=list)
-    commit: str | None = None  # on the Hub, where it comes from there
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns asked for on the command line."""
-
-    audio: str | None = None
-    label: str | None = None
-    group: str | None = None
+# What datasets' save_to_disk leaves in a folder: of several splits, or of one.
+SAVED = (["dataset_dict.json"], ["state.json", "dataset_info.json"])
 
 
 def load_source(
@@ -61,47 +36,44 @@ def load_source(
     Hub cannot be read.
     """
     path = Path(os.path.expanduser(name))
+    is_local = name == "demo" or os.path.exists(path) or path.suffix.lower() in FORMATS
+    if is_local and (config or revision):
+        raise UserError(f"{name} is not on the Hub: leave out --dataset-config and --dataset-revision.")
     if name == "demo":
         return load_folder(name, demo_folder(cache_dir), columns)
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
-        return load_manifest(name, path, columns)
     if os.path.isdir(path):
         return load_folder(name, path, columns)
+    if path.suffix.lower() in FORMATS:
+        source = Source(name)
+        add_tables(source, {path: None}, columns)
+        return source
     if os.path.exists(path):
         raise UserError(
-            f"{name} is a file, not a data set: give a folder or a .csv, .tsv or .jsonl manifest."
+            f"{name} is a file, not a data set: give a folder, or a table ({', '.join(FORMATS)})."
         )
     if is_missing_path(name):
         raise UserError(f"There is no file or folder {name}.")
     return load_hub(name, columns, config, revision)
 
 
-# A folder: one folder a class, or train/validation/test folders of those
+# A folder
 
 
 def load_folder(name: str, folder: Path, columns: Columns) -> Source:
-    if columns.group is not None:
-        raise UserError(f"{name} is a folder, which has no columns: --group-column needs a manifest.")
-    source = Source(name)
-    folders = visible_folders(folder)
-    if any(SPLIT_FOLDERS.get(child.name.lower()) == "train" and visible_folders(child) for child in folders):
-        split_of = {child: SPLIT_FOLDERS.get(child.name.lower(), child.name) for child in folders}
-    else:
-        split_of = {folder: "train"}
-    passed_over = 0
-    for split_folder, split in split_of.items():
-        for class_folder in visible_folders(split_folder):
-            files, others = audio_files(class_folder)
-            clips = [Clip(str(file), FileAudio(file), class_folder.name) for file in files]
-            source.splits.setdefault(split, []).extend(clips)
-            passed_over += others
-    passed_over += sum(child.is_file() for place in {folder, *split_of} for child in place.iterdir())
-    if passed_over:
-        source.notes.append(
-            f"{name}: {passed_over} files are passed over: hidden, not audio, or in no class folder"
-        )
-    if not any(source.splits.values()):
-        raise UserError(f"{name} holds no audio in class folders: give each class a folder of its own.")
+    """Class folders, splits of them, tables, or what the library `datasets` saved: whichever is there."""
+    if any(all(os.path.exists(folder / file) for file in files) for files in SAVED):
+        return load_saved(name, folder, columns)
+    tree = walk(folder)
+    if tables := tables_in(name, tree):
+        source = Source(name)
+        source.note([f"{name}: read as tables: {named(list(tables))}"])
+        add_tables(source, {folder / file: split for file, split in tables.items()}, columns, tree)
+        return source
+    source = Source(name, "files")
+    check_class_folders(name, tree)
+    source.splits = dict(class_clips(name, tree, source.notes))
+    for why, files in tree.others.items():
+        source.leave_out(why, files)
     return source
 
 
@@ -119,59 +91,19 @@ def demo_folder(cache_dir: Path) -> Path:
     return folder
 
 
-def visible_folders(folder: Path) -> list[Path]:
-    try:
-        children = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputOutputFailed(f"{folder} cannot be read: {error.strerror}.") from None
-    return [child for child in children if child.is_dir() and not child.name.startswith(".")]
+# What the library `datasets` has: from the Hub, or saved by it
 
 
-def audio_files(folder: Path) -> tuple[list[Path], int]:
-    """The audio files below `folder`, sorted, and how many others were passed over: hidden, or not audio."""
-    found: list[Path] = []
-    num_files = 0
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        num_files += len(files)
-        found += [Path(parent, name) for name in files if is_audio(name)]
-    return sorted(found), num_files - len(found)
-
-
-def is_audio(name: str) -> bool:
-    return not name.startswith(".") and name.rpartition(".")[2].lower() in AUDIO_SUFFIXES
-
-
-# A manifest: a table of paths and labels, the paths relative to it
-
-
-def load_manifest(name: str, path: Path, columns: Columns) -> Source:
-    source = Source(name)
-    rows = read_manifest(path)
-    if not rows:
-        raise UserError(f"{name} holds no rows.")
-    there = list(dict.fromkeys(key for row in rows for key in row))
-    audio_column = find_column("audio", columns.audio, AUDIO_COLUMNS, there, source)
-    label_column = find_column("label", columns.label, LABEL_COLUMNS, there, source)
-    group_column = find_column("group", columns.group, (), there, source) if columns.group else None
-    files = clip_files(path, rows, audio_column)
-    source.notes += note_repeated(path, files)
-    for row, file in zip(rows, files, strict=True):
-        label = label_text(row.get(label_column))
-        if label is None:
-            continue
-        split = str(row.get("split") or "train").lower()
-        group = label_text(row.get(group_column)) if group_column else None
-        clips = source.splits.setdefault(SPLIT_FOLDERS.get(split, split), [])
-        clips.append(Clip(str(file), FileAudio(file), label, group))
-    note_unlabelled(source, len(rows) - sum(map(len, source.splits.values())))
-    return source
-
-
-# A data set on the Hub
+def load_saved(name: str, folder: Path, columns: Columns) -> Source:
+    """A folder that Dataset.save_to_disk or DatasetDict.save_to_disk wrote."""
+    with loading(name, is_local=True):
+        loaded = import_datasets().load_from_disk(str(folder))
+    return load_tables(Source(name), loaded, columns, folder)
 
 
 def load_hub(name: str, columns: Columns, config: str | None, revision: str | None) -> Source:
+    if columns.audio_folder is not None:
+        raise UserError(f"{name} on the Hub has audio of its own: leave out --audio-folder.")
     commit = commit_of("dataset", name, revision)
     if commit is None and revision is not None:
         # datasets would take the newest it has, whatever was asked for.
@@ -179,82 +111,28 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
             f"The Hub cannot be asked for --dataset-revision {revision}: leave it out offline."
         )
     with loading(f"The data set {name}"):
-        import datasets
-
-        datasets.utils.logging.set_verbosity_error()
-        if not sys.stderr.isatty():
-            datasets.disable_progress_bars()
         try:
-            loaded = datasets.load_dataset(name, config, revision=commit)
+            loaded = import_datasets().load_dataset(name, config, revision=commit)
         except ValueError as error:
             if "config" not in str(error).lower():
                 raise
             raise UserError(f"{name}: {error} Name one with --dataset-config.") from None
-    source = Source(name, commit=commit)
-    for split, table in loaded.items():
-        features = table.features
-        class_labels = [key for key, value in features.items() if isinstance(value, datasets.ClassLabel)]
-        audios = [key for key, value in features.items() if isinstance(value, datasets.Audio)]
-        audio_column = find_column("audio", columns.audio, audios, list(features), source)
-        guesses = class_labels if len(class_labels) == 1 else LABEL_COLUMNS
-        label_column = find_column("label", columns.label, guesses, list(features), source)
-        if not isinstance(features[audio_column], datasets.Audio):
-            raise UserError(
-                f"{name}: the column {audio_column!r} holds no audio. Name it with --audio-column."
-            )
-        labels = table[label_column][:]
-        if isinstance(features[label_column], datasets.ClassLabel):
-            source.label_names = features[label_column].names
-            labels = [source.label_names[id] if id is not None and id >= 0 else None for id in labels]
-        groups = [None] * len(table)
-        if columns.group:
-            groups = table[find_column("group", columns.group, (), list(features), source)][:]
-        # decode=False: datasets' own decoding needs torchcodec and a system ffmpeg.
-        audio = table.select_columns(audio_column).cast_column(audio_column, datasets.Audio(decode=False))
-        audio = audio.rename_column(audio_column, "audio") if audio_column != "audio" else audio
-        clips = [
-            Clip(f"{name}/{split}/{index}", HubAudio(audio, index), text, label_text(group))
-            for index, (label, group) in enumerate(zip(labels, groups, strict=True))
-            if (text := label_text(label)) is not None
-        ]
-        source.splits[str(split)] = clips
-        note_unlabelled(source, len(table) - len(clips))
+    return load_tables(Source(name, commit=commit), loaded, columns, None)
+
+
+def load_tables(source: Source, loaded: Any, columns: Columns, folder: Path | None) -> Source:
+    """The source with the clips of a datasets.DatasetDict, or of a datasets.Dataset."""
+    splits = loaded if isinstance(loaded, dict) else {"train": loaded}
+    locations = Locations(folder) if folder else None
+    for split, rows in splits.items():
+        only = None if list(splits) == ["train"] else str(split)  # which a column may divide
+        table = table_of(f"{source.name}/{split}" if splits is loaded else source.name, rows)
+        table.name = source.name
+        add_table(source, table, columns, locations, only)
     return source
 
 
 # What the sources share
-
-
-def find_column(
-    kind: str, named: str | None, candidates: Iterable[str], there: list[str], source: Source
-) -> str:
-    """The column of this kind: the one `named`, else the guide's, else the one candidate, which is noted."""
-    first = GUIDE_COLUMNS.get(kind, "") if named is None else named
-    if first in there:
-        return first
-    obvious = [column for column in candidates if column in there]
-    if named is None and len(obvious) == 1:
-        note = f"{source.name}: the column {obvious[0]!r} is taken for the {kind}"
-        if note not in source.notes:
-            source.notes.append(note)
-        return obvious[0]
-    which = f"no column {named!r}" if named else f"no column that is obviously the {kind}"
-    raise UserError(
-        f"{source.name} has {which}. It has: {', '.join(map(str, there))}. "
-        f"Name the right one with --{kind}-column."
-    )
-
-
-def label_text(value: Any) -> str | None:
-    """A label as text; None for what means unlabelled: nothing, an empty cell, -1."""
-    text = "" if value is None else str(value).strip()
-    return None if text in ("", "-1") else text
-
-
-def note_unlabelled(source: Source, count: int) -> None:
-    if count:
-        clips = "1 clip" if count == 1 else f"{count} clips"
-        source.notes.append(f"{source.name}: {clips} without a label left out")
 
 
 def label_order(labels: Iterable[str]) -> list[str]:

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from audiocls.config import GUIDE_CONFIGS, TrainConfig
-from audiocls.data.clips import Clip
-from audiocls.data.sources import Columns, Source, label_order, load_source
+from audiocls.data.clips import Clip, Source
+from audiocls.data.columns import Columns, alike_labels, clean, split_meant
+from audiocls.data.sources import label_order, load_source
 from audiocls.errors import UserError, named
 
 MOST_LONELY = 10  # classes of one clip each that may be meant
@@ -27,11 +28,12 @@ class Chosen:
     eval_name: str
     notes: list[str]
     commits: dict[str, str]
+    sources: dict[str, Source]  # of the train, evaluation and test clips
 
 
 def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     """Load the data sets that `config` names and pick the splits and labels."""
-    columns = Columns(config.audio_column, config.label_column, config.group_column)
+    columns = Columns.named_in(config)
 
     def load(name: str) -> Source:
         is_main = name == config.dataset
@@ -42,58 +44,95 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     source = load(config.dataset)
     eval_source = load(config.eval_dataset) if config.eval_dataset else source
     test_source = load(config.test_dataset) if config.test_dataset else source
-    train = split_named(source, config.train_split, "--train-split")
-    eval_name, evaluation = choose_evaluation(config, eval_source)
-    test = choose_test(config, test_source, eval_name if eval_source is source else None)
-    labels = source.label_names or label_order(clip.label for clip in train)
-    check_labels(source.name, labels, train, [*evaluation, *test])
-    sources = {one.name: one for one in (source, eval_source, test_source)}.values()
-    notes = [note for one in sources for note in one.notes]
-    commits = {one.name: one.commit for one in sources if one.commit is not None}
-    return Chosen(train, evaluation, test, labels, eval_name, notes, commits)
+    sources = {"train": source, "evaluation": eval_source, "test": test_source}
+    check_columns(columns, sources.values())
+    train_split = find_split(source, config.train_split, "--train-split")
+    eval_split = evaluation_split(config, eval_source, train_split)
+    taken = {train_split, eval_split} if eval_source is source else {train_split}
+    test_split = choose_test_split(config, test_source, taken)
+    split_of = {"train": train_split, "evaluation": eval_split, "test": test_split}
+    clips = {part: sources[part].splits[split] if split else [] for part, split in split_of.items()}
+    notes: list[str] = []
+    commits = {}
+    for one in {id(one): one for one in sources.values()}.values():
+        one.use(*(split_of[part] for part in sources if sources[part] is one))
+        notes += one.notes
+        if one.commit is not None:
+            commits[one.name] = one.commit
+    labels = source.label_names or label_order(clip.label for clip in clips["train"])
+    check_labels(source.name, labels, clips["train"], [*clips["evaluation"], *clips["test"]], notes)
+    eval_name = config.eval_dataset or eval_split or f"held out of {train_split}"
+    return Chosen(**clips, labels=labels, eval_name=eval_name, notes=notes, commits=commits, sources=sources)
 
 
-def split_named(source: Source, split: str, flag: str) -> list[Clip]:
-    if split not in source.splits:
+def check_columns(columns: Columns, sources: Iterable[Source]) -> None:
+    """Raises UserError where columns are named and nothing has any."""
+    names = [source.name for source in sources if source.holds != "rows"]
+    if columns.flags and len(names) == len(list(sources)):
         raise UserError(
-            f"{source.name} has no split {split!r}. It has: {', '.join(source.splits)}. Name one with {flag}."
+            f"{names[0]} is a folder, which has no columns: {named(columns.flags)} needs a table."
         )
-    if not source.splits[split]:
-        raise UserError(f"The split {split!r} of {source.name} holds no labelled clips.")
-    return source.splits[split]
 
 
-def choose_evaluation(config: TrainConfig, source: Source) -> tuple[str, list[Clip]]:
-    """The split or set to evaluate on; no clips where a part of train is held out."""
-    if config.eval_split:
-        return config.eval_split, split_named(source, config.eval_split, "--eval-split")
-    if config.eval_dataset:
-        return config.eval_dataset, only_split(source, "validation", "--eval-split")
-    if config.split_by == "random":
-        for split in ("validation", "test"):
-            if split in source.splits and split not in (config.train_split, config.test_split):
-                return split, split_named(source, split, "--eval-split")
-    return f"held out of {config.train_split}", []
+def splits_meant(source: Source, name: str) -> list[str]:
+    """The source's splits that a name may mean: the one so called, if need be in other letters or words."""
+    said = clean(name).casefold()
+    alike = [split for split in source.splits if clean(split).casefold() == said]
+    meant = [
+        split for split in source.splits if split_meant(split) and split_meant(split) == split_meant(said)
+    ]
+    return [name] if name in source.splits else alike or meant
 
 
-def choose_test(config: TrainConfig, source: Source, eval_split: str | None) -> list[Clip]:
-    """The clips scored once at the end; none where no test set is given."""
-    if config.test_split:
-        return split_named(source, config.test_split, "--test-split")
-    if config.test_dataset:
-        return only_split(source, "test", "--test-split")
-    if "test" in source.splits and "test" not in (config.train_split, eval_split):
-        return split_named(source, "test", "--test-split")
-    return []
+def find_split(source: Source, name: str, flag: str) -> str:
+    """The one split that a name means, with labelled clips in it. Raises UserError."""
+    found = splits_meant(source, name)
+    if len(found) != 1:
+        no = f"several splits that may be {name!r}" if found else f"no split {name!r}"
+        raise UserError(f"{source.name} has {no}. It has: {', '.join(source.splits)}. Name one with {flag}.")
+    if not source.splits[found[0]]:
+        raise UserError(f"The split {found[0]!r} of {source.name} holds no labelled clips.")
+    return found[0]
 
 
-def only_split(source: Source, preferred: str, flag: str) -> list[Clip]:
+def only_split(source: Source, preferred: str, flag: str) -> str:
     """The one split of a set that was given for one purpose, or the one named after the purpose."""
     only = next(iter(source.splits)) if len(source.splits) == 1 else preferred
-    return split_named(source, only, flag)
+    return find_split(source, only, flag)
 
 
-def check_labels(name: str, labels: list[str], train: list[Clip], others: list[Clip]) -> None:
+def evaluation_split(config: TrainConfig, source: Source, train_split: str) -> str | None:
+    """The split to evaluate on; None where a part of train is held out."""
+    if config.eval_split:
+        return find_split(source, config.eval_split, "--eval-split")
+    if config.eval_dataset:
+        return only_split(source, "validation", "--eval-split")
+    if config.split_by != "random":
+        return None
+    taken = [train_split, *(splits_meant(source, config.test_split) if config.test_split else ())]
+    for name in ("validation", "test"):
+        if has_clips(source, name, taken):
+            return find_split(source, name, "--eval-split")
+    return None
+
+
+def choose_test_split(config: TrainConfig, source: Source, taken: Collection[str | None]) -> str | None:
+    """The split scored once at the end; None where no test set is given."""
+    if config.test_split:
+        return find_split(source, config.test_split, "--test-split")
+    if config.test_dataset:
+        return only_split(source, "test", "--test-split")
+    return find_split(source, "test", "--test-split") if has_clips(source, "test", taken) else None
+
+
+def has_clips(source: Source, name: str, taken: Collection[str | None]) -> bool:
+    """Whether there are clips of the split that a name means, which is not taken for something else."""
+    return any(source.splits[split] for split in splits_meant(source, name) if split not in taken)
+
+
+def check_labels(
+    name: str, labels: list[str], train: list[Clip], others: list[Clip], notes: list[str]
+) -> None:
     if len(labels) < 2:
         raise UserError(
             f"{name} has one class, {named(labels)}: a classifier needs at least two. If it is a manifest, "
@@ -105,6 +144,10 @@ def check_labels(name: str, labels: list[str], train: list[Clip], others: list[C
         raise UserError(
             f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
             f"It trains: {named(labels)}."
+        )
+    for alike in alike_labels(labels):
+        notes.append(
+            f"{name}: {' and '.join(map(repr, alike))} are classes of their own, and nearly the same"
         )
 
 

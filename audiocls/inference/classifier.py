@@ -1,5 +1,6 @@
 """Files or waveforms -> labels and scores, as the Hugging Face pipeline scores them."""
 
+import io
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiocls.config import AGGREGATES
+from audiocls.config import AGGREGATES, BACKBONES
 from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.collators import Example
 from audiocls.devices import autocast, pick_device, pick_precision
 from audiocls.errors import UserError, out_of_memory_explained
-from audiocls.inference.recordings import Piece, Prediction, ReadOptions, Recording, pieces_of
+from audiocls.inference.forms import Recording
+from audiocls.inference.options import shown, some_seconds, whole_number
+from audiocls.inference.recordings import Piece, Prediction, ReadOptions, pieces_of
 from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.model.loading import load_for_inference
 
@@ -34,6 +37,7 @@ class Classifier:
         classifier = Classifier.from_pretrained("runs/minds14-wav2vec2-base")
         classifier(["a.wav", "b.flac"])[0].label
         classifier([waveform], sampling_rate=8_000)   # float [samples] or [samples, channels]
+        classifier({"array": waveform, "sampling_rate": 8_000})
 
     A recording's scores do not depend on what else is classified with it. Where the architecture lets padding
     through (see `audiocls.model.stock`), only recordings of one length share a batch.
@@ -63,7 +67,9 @@ class Classifier:
 
         Raises UserError where it is no fine-tuned classifier, InputOutputFailed where it cannot be read.
         """
-        where = pick_device(device)
+        if backbone not in BACKBONES:
+            raise UserError(f"backbone is {shown(backbone)}: give one of {', '.join(BACKBONES)}.")
+        where = pick_device(str(device))
         loaded = load_for_inference(str(model), revision, stock=backbone == "transformers")
         return cls(loaded, where, pick_precision(precision, where))
 
@@ -81,7 +87,7 @@ class Classifier:
         inputs: Recording | Iterable[Recording],
         *,
         sampling_rate: int | None = None,
-        top_k: int = 5,
+        top_k: int | None = 5,
         batch_size: int | None = None,
         max_seconds: float | None = None,
         max_decode_seconds: float = MAX_DECODE_SECONDS,
@@ -93,9 +99,11 @@ class Classifier:
 
         Args:
             inputs: recordings, or only one: each the path of a file, a file's bytes, or a waveform, [samples]
-                or [samples, channels], as NumPy array or tensor; float in [-1, 1], or int16 or int32.
-            sampling_rate: of the waveforms, in Hz; files know their own.
-            top_k: how many labels a Prediction holds, best first.
+                or [samples, channels], as NumPy array or tensor; float in [-1, 1], or int16 or int32. Or as
+                `datasets` holds it: a dict with `array` (or `raw`) and `sampling_rate`, with `bytes`, or with
+                `path`; or torchcodec's AudioDecoder.
+            sampling_rate: of waveforms, in Hz. Files know theirs; so do dicts and decoders, which must agree.
+            top_k: how many labels a Prediction holds, best first; None: all.
             batch_size: recordings or windows in a forward pass; None: 1 on a CPU, where padding costs more
                 than batches save, else 8.
             max_seconds: use only the beginning.
@@ -108,24 +116,36 @@ class Classifier:
                 the part of the windows whose best label it is.
 
         Yields a Prediction a recording; with windows, first one a window, with `start` and `end` in seconds.
-        A recording that cannot be used is a Prediction with an `error`. Raises UserError for options that do
-        not fit the model, and for a waveform without `sampling_rate`.
+        A recording that cannot be used is a Prediction with an `error`, an odd one (silent, say) has `notes`.
+        Raises UserError for options that are wrong or do not fit the model, for what is no recording, and for
+        a waveform without `sampling_rate`.
         """
         backbone = self.backbone
-        rate, shortest, longest = backbone.sampling_rate, backbone.min_samples, backbone.max_samples
-        max_samples = None if max_seconds is None else round(max_seconds * rate)
-        if max_samples is not None and max_samples < 1:
-            raise UserError("max_seconds must be above 0.")
+        if sampling_rate is not None:
+            sampling_rate = whole_number("sampling_rate", sampling_rate, otherwise=", in Hz")
+        if top_k is not None:
+            top_k = whole_number("top_k", top_k, above=0, otherwise=", or None for all labels")
+        if batch_size is None:
+            batch_size = 1 if self.device.type == "cpu" else 8
+        batch_size = whole_number("batch_size", batch_size, above=0, otherwise=", or None")
+        max_decode_seconds = some_seconds("max_decode_seconds", max_decode_seconds)
+        if not isinstance(aggregate, str) or aggregate not in AGGREGATES:
+            raise UserError(f"aggregate is {shown(aggregate)}: give one of {', '.join(AGGREGATES)}.")
         windows = windows_of(backbone, window_seconds, hop_seconds)
-        if windows is None and longest is not None:  # the model would use no more
-            max_samples = min(max_samples or longest, longest)
-        batch_size = (1 if self.device.type == "cpu" else 8) if batch_size is None else batch_size
-        if top_k < 1 or batch_size < 1:
-            raise UserError("top_k and batch_size must be above 0.")
-        if aggregate not in AGGREGATES:
-            raise UserError(f"aggregate is {aggregate!r}: give one of {', '.join(AGGREGATES)}.")
-        options = ReadOptions(rate, shortest, max_samples, sampling_rate, max_decode_seconds, windows)
-        recordings = [inputs] if isinstance(inputs, Recording) else inputs
+        max_samples = samples_of(backbone, max_seconds)
+        longest = None if windows else backbone.max_samples
+        is_models_window = longest is not None and (max_samples is None or longest < max_samples)
+        options = ReadOptions(
+            backbone.sampling_rate,
+            backbone.min_samples,
+            longest if is_models_window else max_samples,
+            sampling_rate,
+            max_decode_seconds,
+            windows,
+            is_models_window,
+        )
+        is_one = isinstance(inputs, Recording | io.IOBase) or not isinstance(inputs, Iterable)
+        recordings: Any = [inputs] if is_one else inputs
         pieces = (piece for recording in recordings for piece in pieces_of(recording, options))
         pooled = pools(pieces, 1 if batch_size == 1 else POOL_BATCHES * batch_size)
         scored = (one for pool in pooled for one in self.scored(pool, batch_size))
@@ -204,22 +224,36 @@ def combine_windows(scored: Iterable[Scored], aggregate: str) -> Iterator[Scored
         yield prediction, scores
 
 
+def samples_of(backbone: Backbone, max_seconds: float | None) -> int | None:
+    """How many samples `max_seconds` are; None: all. Raises UserError where they are fewer than it needs."""
+    if max_seconds is None:
+        return None
+    rate, shortest = backbone.sampling_rate, backbone.min_samples
+    max_samples = round(some_seconds("max_seconds", max_seconds, otherwise=", or None for all") * rate)
+    if max_samples < shortest:
+        raise UserError(f"max_seconds is {max_seconds:g}: the model needs {shortest / rate:.3g} s.")
+    return max_samples
+
+
 def windows_of(
-    backbone: Backbone, seconds: float | None, hop_seconds: float | None
+    backbone: Backbone, window_seconds: float | None, hop_seconds: float | None
 ) -> tuple[float, float] | None:
     """The length of the windows and the hop between their starts, which by default is as long, in seconds.
 
     None where no windows are asked for. Raises UserError for those that the model does not take.
     """
     rate, shortest, longest = backbone.sampling_rate, backbone.min_samples, backbone.max_samples
-    if seconds is None:
+    if window_seconds is None:
         if hop_seconds is not None:
             raise UserError("A hop says how far apart windows are: give the window's seconds too.")
         return None
+    seconds = some_seconds("window_seconds", window_seconds, otherwise=", or None for no windows")
     if not shortest <= round(seconds * rate) <= (longest or np.inf):
         most = f"to {longest / rate:g} s" if longest else "or more"
         raise UserError(f"The window is {seconds:g} s: the model takes {shortest / rate:.3g} s {most}.")
-    hop_seconds = seconds if hop_seconds is None else hop_seconds
+    if hop_seconds is None:
+        return seconds, seconds
+    hop_seconds = some_seconds("hop_seconds", hop_seconds, otherwise=", or None for window_seconds")
     if round(hop_seconds * rate) < 1:
         raise UserError(f"The hop is {hop_seconds:g} s: give a sample ({1 / rate:g} s) at least.")
     return seconds, hop_seconds

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from audiocls.data.sources import audio_files
-from audiocls.errors import UserError
+from audiocls.data.clips import account
+from audiocls.data.trees import walk
+from audiocls.errors import UserError, one_line
 
 
 def expand(inputs: Sequence[str]) -> Iterable[str]:
@@ -25,10 +26,14 @@ def expand(inputs: Sequence[str]) -> Iterable[str]:
 def files_of(name: str) -> list[str]:
     if not os.path.isdir(name):
         return [name]
-    found, _ = audio_files(Path(name))
-    if not found:
-        raise UserError(f"The folder {name} holds no audio files.")
-    return list(map(str, found))
+    tree = walk(Path(name))
+    total = len(tree.audio) + sum(map(len, tree.others.values()))
+    said = account(name, f"{total} files", {"": len(tree.audio)}, tree.others)
+    if not tree.audio:
+        raise UserError(f"The folder {name} holds no audio files. ({said})")
+    if tree.others:
+        print(one_line(f"note: {said}"), file=sys.stderr)
+    return [str(tree.folder / file) for file in tree.audio]
 
 
 def paths_from(file: BinaryIO) -> Iterator[str]:

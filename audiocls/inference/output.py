@@ -7,15 +7,18 @@ import json
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
 from audiocls.config import InferConfig
 from audiocls.errors import UserError, one_line
+from audiocls.findings import MOST_NAMED
 from audiocls.inference.classifier import Prediction
 from audiocls.model.files import read_json
 from audiocls.storage import complete_file
+from audiocls.streams import say
 
 
 def unlike_training(config: InferConfig) -> str | None:
@@ -47,6 +50,21 @@ def with_progress(predictions: Iterable[Prediction], total: int | None) -> Itera
             else:
                 bar.set_postfix_str(f"at {prediction.end:.0f} s")
             yield prediction
+
+
+def with_notes(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Notes on standard error while the predictions pass: MOST_NAMED of each kind, then how many more."""
+    counts: Counter[str] = Counter()
+    for prediction in predictions:
+        for note in prediction.notes:
+            kind = note.partition(":")[0]
+            counts[kind] += 1
+            if counts[kind] <= MOST_NAMED:
+                say(f"note: {prediction.path}: {note}", sys.stderr)
+        yield prediction
+    for kind, count in counts.items():
+        if count > MOST_NAMED:
+            say(f"note: {count - MOST_NAMED} more {kind}", sys.stderr)
 
 
 def write_predictions(
@@ -107,6 +125,8 @@ def as_json(prediction: Prediction) -> str:
     for name in ("start", "end", "true_label", "error", "num_windows"):
         if (value := getattr(prediction, name)) is not None:
             line[name] = unicode(value) if isinstance(value, str) else value
+    if prediction.notes:
+        line["notes"] = prediction.notes
     if prediction.error is None:
         scores = [{"label": unicode(label), "score": score} for label, score in prediction.scores]
         line |= scores[0] | {"scores": scores}

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import numpy as np
-from torch import Tensor
 
 from audiocls.data.audio import (
     MAX_DECODE_SECONDS,
     BadAudio,
+    Decoded,
+    Levels,
     blocks,
     check_format,
     check_length,
@@ -18,13 +16,12 @@ from audiocls.data.audio import (
     open_audio,
 )
 from audiocls.data.clips import Clip
-from audiocls.data.resampling import Waveform, resample, resample_blocks
-from audiocls.errors import UserError, one_line
+from audiocls.data.measures import SilenceWatch
+from audiocls.data.resampling import Waveform, frames_needed, resample, resample_blocks
+from audiocls.errors import one_line
+from audiocls.findings import FINDINGS, window_note
+from audiocls.inference.forms import Encoded, Recording, Sampled, as_float, audio_of, path_of
 from audiocls.inference.windows import first, windows
-
-Encoded = Path | bytes  # a file, or what is in it
-Array = np.ndarray | Tensor  # a waveform, [samples] or [samples, channels]
-Recording = str | Encoded | Array | Clip  # a str is a path, a Clip one of a data set
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,7 @@ class ReadOptions:
     waveform_rate: int | None = None  # of arrays, in Hz
     max_decode_seconds: float = MAX_DECODE_SECONDS  # of a recording that is not read in windows
     windows: tuple[float, float] | None = None  # seconds of each, and from one's start to the next one's
+    is_models_window: bool = False  # whether max_samples is what the model takes, and not what was asked for
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class Prediction:
     end: float | None = None
     num_windows: int | None = None  # whose scores were put together
     true_label: str | None = None  # of a data set's clip
+    notes: tuple[str, ...] = ()  # why the scores of the whole recording may mean little
 
     @property
     def label(self) -> str | None:
@@ -68,33 +67,30 @@ Piece = tuple[Prediction, Waveform | None]
 def pieces_of(recording: Recording, options: ReadOptions) -> Iterator[Piece]:
     """The recording's windows, where `options` has windows, and last the whole recording.
 
-    What is wrong with it is the last one's `error`. Raises UserError where it is no recording at all, or an
-    array whose rate is not known.
+    What is wrong with it is the last one's `error`, what is odd its `notes`. Raises UserError where it is no
+    recording at all, or an array whose rate is not known.
     """
-    whole, audio = Prediction(None, []), recording
-    match recording:
-        case Clip():
-            whole = Prediction(recording.path, [], true_label=recording.label)
-        case str() | Path():
-            whole, audio = Prediction(str(recording), []), Path(recording)
-    if not isinstance(audio, Encoded | Array | Clip):
-        raise UserError(
-            f"A {type(recording).__name__} is no recording: give a path, a file's bytes, or a waveform "
-            "(a NumPy array or a tensor)."
-        )
+    silence = SilenceWatch(options.rate)
+    true_label = recording.label if isinstance(recording, Clip) else None
+    whole = Prediction(path_of(recording), [], true_label=true_label)
     try:
-        if isinstance(audio, Clip):
-            audio = audio.audio.read()
+        audio = audio_of(recording, options.waveform_rate)
         if options.windows is None:
-            waveform = read(audio, options)
-            check_length(len(waveform), options.min_samples, options.rate)
-            yield whole, waveform
+            decoded = read(audio, options)
+            check_length(len(decoded.waveform), options.min_samples, options.rate)
+            silence.listen(decoded.waveform)
+            notes = notes_on(decoded.levels, silence.is_silent)
+            if options.is_models_window and decoded.goes_on:
+                notes.append(window_note(len(decoded.waveform) / options.rate, decoded.seconds))
+            yield replace(whole, notes=tuple(notes)), decoded.waveform
             return
-        used = first(in_blocks(audio, options), options.max_samples)
+        levels = Levels()
+        used = silence.passing(first(in_blocks(audio, options, levels), options.max_samples))
         for start, window in windows(used, options.rate, *options.windows):
             check_length(len(window), options.min_samples, options.rate)
             end = start + len(window)
             yield replace(whole, start=start / options.rate, end=end / options.rate), window
+        whole = replace(whole, notes=tuple(notes_on(levels, silence.is_silent)))
     except BadAudio as error:
         whole = replace(whole, error=str(error))
     except UnicodeEncodeError:
@@ -102,27 +98,36 @@ def pieces_of(recording: Recording, options: ReadOptions) -> Iterator[Piece]:
     yield whole, None
 
 
-def read(audio: Encoded | Array, options: ReadOptions) -> Waveform:
-    """What is used of the recording, float32 [samples] at the model's rate. Raises BadAudio."""
-    if isinstance(audio, Array):
-        return from_array(audio, options)[: options.max_samples]
-    return decode(audio, options.rate, options.max_samples, options.max_decode_seconds).waveform
+def notes_on(levels: Levels, is_silent: bool) -> list[str]:
+    """What training's audit would find in such a recording."""
+    found = {
+        "silent": is_silent,
+        "cancelled": levels.is_cancelled,
+        "integer_scale": levels.is_integer_scale,
+    }
+    return [FINDINGS[kind].note for kind, is_so in found.items() if is_so]
 
 
-def in_blocks(audio: Encoded | Array, options: ReadOptions) -> Iterator[Waveform]:
-    """All of the recording at the model's rate, in blocks. Raises BadAudio."""
-    if isinstance(audio, Array):
-        yield from_array(audio, options)
+def read(audio: Encoded | Sampled, options: ReadOptions) -> Decoded:
+    """What is used of the recording. Raises BadAudio."""
+    if isinstance(audio, Sampled):
+        return from_array(audio, options, Levels())
+    return decode(audio, options.rate, options.max_samples, options.max_decode_seconds)
+
+
+def in_blocks(audio: Encoded | Sampled, options: ReadOptions, levels: Levels) -> Iterator[Waveform]:
+    """What is used of the recording and a little more, in blocks; `levels` is added to. Raises BadAudio."""
+    if isinstance(audio, Sampled):
+        yield from_array(audio, options, levels).waveform
         return
     with open_audio(audio, options.rate) as file:
-        yield from resample_blocks(blocks(file), file.samplerate, options.rate)
+        used = frames_needed(options.max_samples, file.samplerate, options.rate)
+        yield from resample_blocks(blocks(file, levels, used), file.samplerate, options.rate)
 
 
-def from_array(recording: Array, options: ReadOptions) -> Waveform:
-    """float32 [samples] at the model's rate. Raises BadAudio."""
-    if options.waveform_rate is None:
-        raise UserError("A waveform does not know its rate: give sampling_rate=, in Hz.")
-    samples = as_float(recording)
+def from_array(audio: Sampled, options: ReadOptions, levels: Levels) -> Decoded:
+    """What is used of the waveform; `levels` is added to, and part of it. Raises BadAudio."""
+    samples = as_float(audio.samples)
     shape = list(samples.shape)
     if not 1 <= len(shape) <= 2:
         raise BadAudio(f"has shape {shape}: a waveform is [samples] or [samples, channels]")
@@ -132,16 +137,9 @@ def from_array(recording: Array, options: ReadOptions) -> Waveform:
             f"has shape {shape}, {channels} channels as [samples, channels]: turn one as torchaudio loads it "
             "(waveform.T), give several as a list (list(waveforms))"
         )
-    check_format(options.waveform_rate, channels, options.rate)
-    return resample(mono(samples), options.waveform_rate, options.rate)
-
-
-def as_float(recording: Array) -> np.ndarray:
-    """float32 of any float, and of int16 and int32 scaled to [-1, 1) as a file's samples are."""
-    if isinstance(recording, Tensor):
-        recording = (recording.float() if recording.is_floating_point() else recording).detach().cpu().numpy()
-    if recording.dtype in (np.int16, np.int32):
-        return (recording / -float(np.iinfo(recording.dtype).min)).astype(np.float32)
-    if recording.dtype.kind != "f":
-        raise BadAudio(f"has dtype {recording.dtype}: give floats in [-1, 1], int16 or int32")
-    return recording.astype(np.float32, copy=False)
+    check_format(audio.rate, channels, options.rate)
+    used = int(min(len(samples), frames_needed(options.max_samples, audio.rate, options.rate)))
+    waveform = resample(mono(samples[:used], levels), audio.rate, options.rate)[: options.max_samples]
+    return Decoded(
+        waveform, len(samples) / audio.rate, audio.rate, channels, levels, goes_on=used < len(samples)
+    )

@@ -10,9 +10,10 @@ import numpy as np
 from audiocls.config import GUIDE_CONFIGS, InferConfig
 from audiocls.data.cache import cache_folder
 from audiocls.data.clips import Clip
+from audiocls.data.columns import Columns, clean
 from audiocls.data.prepare import MOST_NAMED
-from audiocls.data.sources import Columns, load_source
-from audiocls.data.splits import only_split, split_named
+from audiocls.data.sources import load_source
+from audiocls.data.splits import check_columns, find_split, only_split
 from audiocls.errors import UserError, named, one_line
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import SCORES, all_scores, confusion_matrix
@@ -21,18 +22,25 @@ from audiocls.metrics import SCORES, all_scores, confusion_matrix
 def labelled_clips(config: InferConfig) -> list[Clip]:
     """The clips of `config.dataset`, in its order; what was assumed or passed over is said on stderr."""
     assert config.dataset is not None
+    columns = Columns.named_in(config)
     source = load_source(
         config.dataset,
-        Columns(config.audio_column, config.label_column),
+        columns,
         config=config.dataset_config or GUIDE_CONFIGS.get(config.dataset),
         revision=config.dataset_revision,
         cache_dir=cache_folder(None),
     )
+    check_columns(columns, [source])
+    if config.eval_split is not None:
+        split = find_split(source, config.eval_split, "--eval-split")
+    else:
+        split = only_split(source, "test", "--eval-split")
+    source.use(split)
     for note in source.notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
-    if config.eval_split is not None:
-        return split_named(source, config.eval_split, "--eval-split")
-    return only_split(source, "test", "--eval-split")
+    clips = source.splits[split]
+    print(one_line(f"data: {source.account({split: len(clips)})}"), file=sys.stderr)
+    return clips
 
 
 class ScoredClips:
@@ -43,7 +51,7 @@ class ScoredClips:
         if classifier.backbone.problem_type == "regression":
             raise UserError("--dataset scores labels, and this model gives numbers: give its files instead.")
         self.labels = labels = classifier.labels
-        self.ids = {label: id for id, label in enumerate(labels)}
+        self.ids = {clean(label): id for id, label in enumerate(labels)}  # as a data set's labels are
         if not any(clip.label in self.ids for clip in clips):
             theirs = sorted({clip.label for clip in clips})
             raise UserError(

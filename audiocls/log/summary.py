@@ -26,9 +26,8 @@ def say_start(
         say(f"note: {note}")
     if config.model == "tiny" and config.learning_rate < 1e-3:
         say("note: tiny has random weights, for which the learning rate is low: try --recipe scratch")
-    parts = [("train", data.train), (f"evaluation ({data.eval_name})", data.evaluation)]
-    parts += [("test", data.test)] if data.test else []
-    say(f"data: {config.dataset}: " + ", ".join(f"{name} {len(clips)} clips" for name, clips in parts))
+    for account in data.accounts:
+        say(f"data: {account}")
     if cache := data.train.decoded.cache:
         say(f"decoded audio: {cache.num_bytes / 1e6:.1f} MB in {cache.path.parent}")
     parameters = list(loaded.model.parameters())

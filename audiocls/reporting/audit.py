@@ -4,17 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from audiocls.findings import FINDINGS, Finding
 from audiocls.storage import write_json
 from audiocls.streams import say
 
 MANY_SILENT = 0.1  # of the clips: then it is probably not they that are wrong
-
-FINDINGS = {
-    "left_out": "left out",
-    "silent": "silent in what is used",
-    "mostly_silent": "mostly silent",
-    "clipped": "clipped",
-}
 
 
 def keep_audit(run_folder: Path, audit: dict[str, Any]) -> None:
@@ -30,27 +24,35 @@ def keep_audit(run_folder: Path, audit: dict[str, Any]) -> None:
 
 def summary_lines(audit: dict[str, Any]) -> list[str]:
     """The classes, how much audio of which kind, and what is odd about it, a line each."""
-    found = [f"{audit[key]['count']} {words}" for key, words in FINDINGS.items() if audit[key]["count"]]
+    found = [f"{one['count']} {finding.words}" for finding, one in findings(audit) if one["count"]]
     found += [copies_text(audit["copies"])] if audit["copies"]["count"] else []
     return [
         classes_text(audit["classes"]["train"]),
         audio_text(audit),
-        "audit: " + ("; ".join(found) or "nothing left out, silent, clipped or copied"),
+        "audit: " + ("; ".join(found) or "nothing odd, nothing left out, no copies"),
     ]
 
 
 def full_lines(audit: dict[str, Any]) -> list[str]:
     """Everything the audit found, its clips by name."""
-    parts = ", ".join(f"{name} {part['clips']} clips" for name, part in audit["parts"].items())
     lines = [
-        f"data: {audit['dataset']}: {parts}",
+        *(f"note: {note}" for note in audit["notes"]),
+        *(f"data: {account}" for account in audit["accounts"]),
         f"{classes_text(audit['classes']['train'])}; always guessing the largest is right in "
         f"{audit['largest_class_share']:.1%}",
         audio_text(audit),
     ]
-    for key, words in FINDINGS.items():
-        lines += [f"{audit[key]['count']} {words}", *listed(audit[key])]
+    for finding, found in findings(audit):
+        lines += [f"{found['count']} {finding.words}", *listed(found)]
     return [*lines, copies_text(audit["copies"]), *listed(copies_found(audit["copies"]))]
+
+
+def findings(audit: dict[str, Any]) -> list[tuple[Finding, dict[str, Any]]]:
+    """What is looked for, with the number of clips of which it is so and their names.
+
+    The audit of an older run may not have looked for all of it.
+    """
+    return [(finding, audit[kind]) for kind, finding in FINDINGS.items() if kind in audit]
 
 
 def audio_text(audit: dict[str, Any]) -> str:

@@ -10,12 +10,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from audiocls.config import MANIFEST_SUFFIXES
 from audiocls.errors import one_line
 from audiocls.metrics import SCORES
 from audiocls.reporting.audit import hours, rates
 from audiocls.reporting.results import RunResults, read_run
 from audiocls.storage import write_text
+from audiocls.tables import FORMATS
 
 SHOWN = (
     "learning_rate batch_size gradient_accumulation_steps epochs max_steps warmup_ratio lr_scheduler "
@@ -90,7 +90,7 @@ def front_matter(name: str, results: RunResults) -> str:
 
 def hub_name(name: str, run: dict[str, Any]) -> str | None:
     """`name` where it is one on the Hub, which then links to it; None for what is here, 'tiny' and 'demo'."""
-    is_local = os.path.exists(os.path.expanduser(name)) or name.lower().endswith(MANIFEST_SUFFIXES)
+    is_local = os.path.exists(os.path.expanduser(name)) or name.lower().endswith(tuple(FORMATS))
     looks_so = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name, re.ASCII) is not None
     return name if name in run["hub_commits"] or (looks_so and not is_local) else None
 
@@ -98,7 +98,7 @@ def hub_name(name: str, run: dict[str, Any]) -> str | None:
 def public_name(name: str) -> str:
     """What a card that anybody may read says of a path of ours; a name on the Hub stays whole."""
     name = one_line(name)
-    is_path = name.count("/") != 1 or name.lower().endswith(MANIFEST_SUFFIXES)
+    is_path = name.count("/") != 1 or name.lower().endswith(tuple(FORMATS))
     return name.rstrip("/").rpartition("/")[2] if is_path else name
 
 

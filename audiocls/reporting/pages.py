@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from audiocls.errors import one_line
 from audiocls.reporting import figures
-from audiocls.reporting.audit import channels, copies_found, copies_where, full_lines, hours, rates
+from audiocls.reporting.audit import channels, copies_found, copies_where, findings, full_lines, hours, rates
 from audiocls.storage import failing_as, write_text
 from audiocls.streams import say
 
@@ -60,7 +60,7 @@ PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-FILTERS = (percent, hours, duration, rates, channels, copies_where, copies_found, lengths)
+FILTERS = (percent, hours, duration, rates, channels, copies_where, copies_found, findings, lengths)
 PAGES.filters |= {filter.__name__: filter for filter in FILTERS}
 
 

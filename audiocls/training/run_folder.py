@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from audiocls.config import MANIFEST_SUFFIXES, TrainConfig
+from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.flags import flag_name
 from audiocls.model.backbone import Backbone
 from audiocls.storage import READ_ERRORS, failing_as, lock, remove_unfinished, write_json
+from audiocls.tables import FORMATS
 from audiocls.version import __version__
 
 # What a resumed run may change: the rest decides what is computed.
@@ -91,7 +92,7 @@ def short_name(name: str) -> str:
     path = path.resolve() if os.path.exists(path) else path
     if path.name == "best" and (path / "config.json").exists():  # a run's model
         path = path.parent
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
+    if path.suffix.lower() not in FORMATS:
         return path.name
     return path.parent.name if path.stem in ("train", "metadata") and path.parent.name else path.stem
 

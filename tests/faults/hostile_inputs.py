@@ -40,7 +40,7 @@ class Outcome:
             found.append(f"took {self.megabytes:.0f} MB")
         if b"Traceback" in self.stderr or self.code == 1:
             found.append(f"traceback: {self.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
-        elif self.stderr.count(b"\n") > 1:
+        elif len([line for line in self.stderr.splitlines() if not line.startswith(b"note: ")]) > 1:
             found.append(f"more than one line on stderr: {self.stderr[:300]!r}")
         for text in (self.stdout, self.stderr):
             shown = text.decode("utf-8", "replace").replace("\n", "")

@@ -1,0 +1,390 @@
+"""A folder is read as what it plainly is, or refused with what it may be; each file is accounted for."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from data_helpers import config_for, write_class_folders, write_table, write_wav
+from source_helpers import labels, left_out, load, named, refusal, said, sizes, write_clips_of
+
+from audiocls.data import trees
+from audiocls.data.audio import AUDIO_SUFFIXES
+from audiocls.data.prepare import prepare_data
+from audiocls.data.trees import walk
+from audiocls.errors import InputOutputFailed, UserError
+from audiocls.inference.inputs import expand
+
+
+def classes(source: Any, split: str = "train") -> set[str]:
+    return set(labels(source, split))
+
+
+def total(folder: Path) -> int:
+    """The files below a folder, links to folders not followed."""
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+# Links
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "elsewhere", {"zero": 3, "one": 2})
+    folder = write_class_folders(tmp_path / "linked", {"two": 2})
+    (folder / "zero").mkdir()
+    (folder / "zero" / "session1").symlink_to(tmp_path / "elsewhere" / "zero")
+    (folder / "one").symlink_to(tmp_path / "elsewhere" / "one")
+    (folder / "two" / "loop").symlink_to(folder)
+    (folder / "two" / "self").symlink_to("self")
+    (folder / "two" / "nowhere").symlink_to("nothing there")
+    source = load(folder)
+    assert sorted(labels(source)) == ["one"] * 2 + ["two"] * 2 + ["zero"] * 3
+    assert left_out(source) == {"not audio": 2, "links to a folder that was read": 1}
+    assert source.account({"train": 7}).startswith(f"{folder}: 10 files: train 7 clips; left out: ")
+
+
+def test_folders_that_link_to_each_other_are_read_once_a_class(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "linked", {"a": 1, "b": 1})
+    for one, other in (("a", "b"), ("b", "a")):
+        for number in range(12):
+            (folder / one / f"to{number}").symlink_to(folder / other)
+    assert len(load(folder).splits["train"]) <= 26  # its own, and the other's once a link
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    scandir = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(trees.os, "scandir", refuse)
+    with pytest.raises(InputOutputFailed, match="dog cannot be read: Permission denied"):
+        load(folder)
+
+
+# Splits or classes
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("Training", "dev"), ("train",), ("test", "eval")])
+def test_split_folders_without_class_folders_are_refused(tmp_path: Path, splits: tuple[str, ...]) -> None:
+    write_clips_of(tmp_path / "flat", [f"{split}/{i}.wav" for split in splits for i in range(3)])
+    assert "no class folders in them" in refusal(tmp_path / "flat")
+
+
+def test_a_test_folder_of_unlabelled_clips_is_accounted_for(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds" / "train", {"dog": 4, "cat": 4}).parent
+    write_clips_of(folder, ["test/0.wav", "test/1.wav"])
+    data = prepare_data(config_for(folder, max_seconds=None), 16_000, 400)
+    assert data.eval_name == "held out of train"
+    assert data.accounts[0].endswith("left out: 2 in no class folder, as test/0.wav")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/bay1/0.wav", "train/bay2/0.wav", "bus/0.wav", "car/0.wav"),
+        ("train/bay1/0.wav", "bus/bay1/0.wav", "car/bay2/0.wav"),
+        ("train/0.wav", "train/bay1/0.wav", "bus/0.wav"),
+        ("train/0.wav", "test/0.wav", "car/0.wav"),
+        ("train/0.wav", "train/dog/0.wav", "test/dog/0.wav", "noise/0.wav"),
+    ],
+)
+def test_folders_that_may_be_splits_or_classes_are_refused_by_name(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    write_clips_of(tmp_path / "sounds", names)
+    message = refusal(tmp_path / "sounds")
+    assert "may be splits or classes" in message
+    for name in {name.split("/")[0] for name in names}:
+        assert name in message
+
+
+@pytest.mark.parametrize("names", [("train/0.wav", "bus/0.wav", "car/0.wav"), ("test/a/0.wav", "bus/0.wav")])
+def test_a_class_called_like_a_split_is_a_class_where_it_can_be_nothing_else(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    source = load(write_clips_of(tmp_path / "sounds", names))
+    assert classes(source) == {name.split("/")[0] for name in names}
+
+
+def test_other_folders_beside_splits_are_splits_that_are_not_used(tmp_path: Path) -> None:
+    names = [f"{split}/{label}/0.wav" for split in ("train", "test") for label in "ab"]
+    names += ["noisy/a/0.wav", "music/0.wav"]
+    data = prepare_data(config_for(write_clips_of(tmp_path / "sounds", names)), 16_000, 400)
+    assert any("the split 'noisy' is not used (1 clips)" in note for note in data.notes)
+    assert "left out: 1 in no class folder, as music/0.wav; 1 of the split 'noisy', as " in data.accounts[0]
+    assert data.accounts[0].startswith(f"{tmp_path / 'sounds'}: 6 files: train 2 clips, evaluation (test) 2")
+
+
+def test_one_folder_around_everything_is_refused_with_what_to_type(tmp_path: Path) -> None:
+    write_class_folders(tmp_path / "sounds" / "set-v1" / "audio", {"dog": 1, "cat": 1})
+    (tmp_path / "sounds" / "__MACOSX").mkdir()
+    (tmp_path / "sounds" / "__MACOSX" / "._a.wav").write_bytes(b"\0")
+    message = refusal(tmp_path / "sounds")
+    assert "holds one folder, set-v1/audio, with cat, dog in it" in message
+    assert f"give --dataset {tmp_path / 'sounds' / 'set-v1' / 'audio'}" in message
+    assert classes(load(tmp_path / "sounds" / "set-v1" / "audio")) == {"dog", "cat"}
+
+
+# What is audio, and classes without any
+
+
+def test_a_class_without_audio_is_named_with_what_it_holds(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 2})
+    (folder / "emu").mkdir()
+    (folder / "fox").mkdir()
+    (folder / "fox" / "call.xyz").write_bytes(b"x")
+    note = said(load(folder), "no class")
+    assert note.endswith(
+        "no class, as no audio, in the folder emu, fox: 1 other files there, as fox/call.xyz"
+    )
+    write_class_folders(tmp_path / "two" / "train", {"dog": 1, "cat": 1})
+    write_class_folders(tmp_path / "two" / "test", {"dog": 1})
+    (tmp_path / "two" / "test" / "cat").mkdir()
+    assert said(load(tmp_path / "two"), "no class").endswith("in the folder test/cat")
+
+
+@pytest.mark.parametrize("suffix", sorted(AUDIO_SUFFIXES))
+def test_every_kind_of_recording_is_counted_as_one(tmp_path: Path, suffix: str) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    (folder / "dog" / "00.wav").rename(folder / "dog" / f"00.{suffix.upper()}")
+    assert classes(load(folder)) == {"dog", "cat"}
+
+
+def test_class_folders_of_one_name_in_two_forms_are_one_class(tmp_path: Path) -> None:
+    write_clips_of(tmp_path / "sounds", ["Caf\u00e9/0.wav", "Cafe\u0301/1.wav", "tea/2.wav"])
+    source = load(tmp_path / "sounds")
+    assert labels(source).count("Caf\u00e9") == 2
+    assert "the class 'Café' is of" in said(source, "the class")
+
+
+def test_infer_says_of_a_folder_what_training_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 1})
+    (folder / "notes.txt").write_text("x")
+    (folder / "dog" / ".hidden.wav").write_bytes(b"x")
+    (tmp_path / "elsewhere").mkdir()
+    write_wav(tmp_path / "elsewhere" / "far.wav")
+    (folder / "dog" / "link").symlink_to(tmp_path / "elsewhere")
+    account = load(folder).account({"train": 4}).partition(": ")[2].replace("train ", "")
+    assert len(list(expand([str(folder)]))) == 4
+    assert account == "6 files: 4 clips; left out: 1 not audio, as notes.txt; 1 hidden, as dog/.hidden.wav"
+    assert capsys.readouterr().err == f"note: {folder}: {account}\n"
+
+
+def test_the_sums_add_up_to_the_files_there_are(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds" / "train", {"dog": 12, "cat": 12}).parent
+    write_class_folders(folder / "dev", {"dog": 2, "cat": 3})
+    write_clips_of(folder, ["stray.wav", "train/stray.wav", ".git/x.wav"])
+    (folder / "train" / "dog" / "broken.wav").write_bytes(b"RIFF")
+    (folder / "README.md").write_text("x")
+    (folder / "dev" / "dog" / ".DS_Store").write_text("x")
+    data = prepare_data(config_for(folder, max_bad_clips=0.5), 16_000, 400)
+    (account,) = data.accounts
+    assert account == (
+        f"{folder}: {total(folder)} files: train 24 clips, evaluation (dev) 5 clips; left out: "
+        "2 hidden, as .git/x.wav; 2 in no class folder, as stray.wav; 1 not audio, as README.md; "
+        f"1 that cannot be used, as {folder}/train/dog/broken.wav"
+    )
+    assert total(folder) == 24 + 5 + 2 + 2 + 1 + 1
+
+
+# Tables in folders, and what the library `datasets` saves
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_the_hubs_audiofolder_is_read_by_its_metadata(tmp_path: Path, suffix: str) -> None:
+    folder = write_clips_of(tmp_path / "set", ["data/a.wav", "b.wav", "unnamed.wav"])
+    if suffix == "csv":
+        (folder / "metadata.csv").write_text("file_name,label\ndata/a.wav,yes\nb.wav,no\n")
+    else:
+        lines = '{"file_name": "data/a.wav", "label": "yes"}\n{"file_name": "b.wav", "label": "no"}\n'
+        (folder / "metadata.jsonl").write_text(lines)
+    source = load(folder)
+    assert named(source) == {"train": [("a.wav", "yes"), ("b.wav", "no")]}
+    assert said(source, "no row names").endswith("files that no row names: 1 audio, as unnamed.wav")
+
+
+def test_metadata_in_split_folders_and_of_files_in_split_folders_divides(tmp_path: Path) -> None:
+    names = [f"{split}/{i}.wav" for split in ("train", "test") for i in range(2)]
+    folder = write_clips_of(tmp_path / "each", names)
+    for split in ("train", "test"):
+        (folder / split / "metadata.csv").write_text("file_name,label\n0.wav,yes\n1.wav,no\n")
+    assert sizes(load(folder)) == {"test": 2, "train": 2}
+    folder = write_clips_of(tmp_path / "one", names)
+    write_table(folder / "metadata.csv", ("file_name", "label"), [(name, "x") for name in names])
+    assert sizes(load(folder)) == {"train": 2, "test": 2}
+
+
+def test_tables_called_like_splits_are_splits_and_others_a_line(tmp_path: Path) -> None:
+    folder = write_clips_of(tmp_path / "cv", ["clips/a.wav", "clips/b.wav", "clips/c.wav"])
+    for name, file in (("train", "a"), ("dev", "b"), ("validated", "a")):
+        write_table(folder / f"{name}.tsv", ("path", "gender"), [(f"{file}.wav", "male")])
+    source = load(folder, label="gender", audio_folder=str(folder / "clips"))
+    assert named(source) == {"dev": [("b.wav", "male")], "train": [("a.wav", "male")]}
+    assert said(source, "read as tables").endswith("dev.tsv, train.tsv")
+    source = load(folder, label="gender")
+    assert "1 not audio, as validated.tsv" in said(source, "no row names")
+    write_table(folder / "train.csv", ("path", "gender"), [("a.wav", "male")])
+    assert "several tables, train.csv, train.tsv" in refusal(folder, label="gender")
+
+
+def test_class_folders_with_some_table_beside_them_are_classes(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 2})
+    write_table(folder / "eval_notes.csv", ("a", "b"), [("1", "2")])
+    source = load(folder)
+    assert classes(source) == {"dog", "cat"}
+    assert source.left_out["not audio"][0] == "eval_notes.csv"
+
+
+def test_a_folder_with_a_table_of_another_name_says_what_to_type(tmp_path: Path) -> None:
+    folder = write_clips_of(tmp_path / "ESC-50", ["audio/a.wav", "audio/b.wav"])
+    write_clips_of(folder, [])
+    (folder / "meta").mkdir()
+    write_table(folder / "meta" / "esc50.csv", ("filename", "category"), [("a.wav", "dog")])
+    message = refusal(folder)
+    assert f"--dataset {folder}/meta/esc50.csv --audio-folder {folder}/audio" in message
+
+
+@pytest.mark.parametrize(
+    "layout", ["{}-00000-of-00002.parquet", "data/{}-00000-of-00001.parquet", "{}/0000.parquet"]
+)
+def test_folders_of_parquet_are_read_by_their_splits(tmp_path: Path, layout: str) -> None:
+    import datasets
+
+    for split, count in (("train", 3), ("validation", 2)):
+        cells = [{"bytes": b"x", "path": "x.wav"}] * count
+        path = tmp_path / "set" / layout.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict({"audio": cells, "label": ["a"] * count}).to_parquet(path)
+        if "of-00002" in layout:
+            second = Path(str(path).replace("00000-of", "00001-of"))
+            datasets.Dataset.from_dict({"audio": cells, "label": ["b"] * count}).to_parquet(second)
+    twice = 2 if "of-00002" in layout else 1
+    source = load(tmp_path / "set")
+    assert sizes(source) == {"train": 3 * twice, "validation": 2 * twice}
+    assert len([note for note in source.notes if "taken for the label" in note]) == 1
+
+
+def test_a_folder_of_save_to_disk_is_read_with_or_without_splits(tmp_path: Path) -> None:
+    import datasets
+
+    cells = [
+        {"bytes": b"x", "path": "x.wav"},
+        {"bytes": None, "path": "y.wav"},
+        {"bytes": None, "path": None},
+    ]
+    rows = datasets.Dataset.from_dict({"audio": cells, "label": ["a", "b", "a"]})
+    rows.save_to_disk(tmp_path / "one")
+    source = load(tmp_path / "one")
+    assert labels(source) == ["a", "b", "a"]
+    first, second, third = (clip.audio for clip in source.splits["train"])
+    assert (first.read(), second.read()) == (b"x", tmp_path / "one" / "y.wav")
+    with pytest.raises(ValueError, match="neither audio nor the path"):
+        third.read()
+    datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(tmp_path / "two")
+    assert sizes(load(tmp_path / "two")) == {"train": 3, "dev": 3}
+
+
+# Layouts of well-known data sets
+
+
+def test_esc_50_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        ("1-100032-A-0.wav", 1, 0, "dog", "True", 100032, "A"),
+        ("1-100038-A-14.wav", 1, 14, "chirping_birds", "False", 100038, "A"),
+        ("2-100210-A-0.wav", 2, 0, "dog", "True", 100210, "A"),
+    ]
+    root = write_clips_of(tmp_path / "ESC-50-master", [f"audio/{name}" for name, *_ in rows])
+    (root / "meta").mkdir()
+    header = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
+    source = load(write_table(root / "meta" / "esc50.csv", header, rows), audio_folder=str(root / "audio"))
+    assert named(source) == {"train": [(row[0], row[3]) for row in rows]}
+    assert all(Path(clip.path).exists() for clip in source.splits["train"])
+
+
+def test_urbansound8k_is_read_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        ("100032-3-0-0.wav", 100032, 0.0, 0.317551, 1, 5, 3, "dog_bark"),
+        ("100263-2-0-117.wav", 100263, 58.5, 62.5, 1, 9, 2, "children_playing"),
+    ]
+    root = write_clips_of(tmp_path / "UrbanSound8K", [f"audio/fold{row[5]}/{row[0]}" for row in rows])
+    (root / "metadata").mkdir()
+    header = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
+    path = write_table(root / "metadata" / "UrbanSound8K.csv", header, rows)
+    source = load(path, audio_folder=str(root / "audio"))
+    assert named(source) == {"train": [(row[0], row[-1]) for row in rows]}
+    assert all(Path(clip.path).exists() for clip in source.splits["train"])
+
+
+def test_common_voice_is_read_as_it_is(tmp_path: Path) -> None:
+    root = tmp_path / "cv" / "en"
+    header = "client_id\tpath\tsentence\tup_votes\tdown_votes\tage\tgender\taccents\tlocale\tsegment"
+    for split, first in (("train", 0), ("dev", 4), ("test", 6), ("invalidated", 8)):
+        lines = [header]
+        for number in range(first, first + (4 if split == "train" else 2)):
+            # The first version's names have no suffix.
+            name = f"common_voice_en_{number}" + ("" if number % 2 else ".wav")
+            gender = ("male", "female", "", "male")[number % 4]
+            lines.append(f'c{number}\t{name}\t"Said he, {number}.\t2\t0\ttwenties\t{gender}\t\ten\t')
+            write_wav(root / "clips" / f"common_voice_en_{number}.wav", seed=number)
+        root.mkdir(exist_ok=True, parents=True)
+        (root / f"{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    source = load(root, label="gender", audio_folder=str(root / "clips"))
+    assert sizes(source) == {"train": 3, "dev": 2, "test": 1}
+    assert left_out(source) == {"without a label": 2}
+    clips = [clip for split in source.splits.values() for clip in split]
+    assert all(Path(clip.path).exists() for clip in clips)
+    only = load(root / "train.tsv", label="gender", audio_folder=str(root / "clips"))
+    assert labels(only) == ["male", "female", "male"]
+
+
+def test_superbs_keyword_spotting_is_read_with_its_lists(tmp_path: Path) -> None:
+    names = [f"{word}/{i:08x}_nohash_0.wav" for word in ("yes", "no") for i in range(4)]
+    root = write_clips_of(tmp_path / "speech_commands", [*names, "_background_noise_/pink_noise.wav"])
+    (root / "validation_list.txt").write_text(f"{names[0]}\n{names[4]}\nup/gone_nohash_0.wav\n")
+    (root / "testing_list.txt").write_text(f"{names[1]}\r\n{names[5]}\r\n")
+    (root / "LICENSE").write_text("CC")
+    source = load(root)
+    assert sizes(source) == {"train": 5, "validation": 2, "testing": 2}
+    assert (
+        "2 clips in validation_list.txt are the split 'validation', 1 more that it names are not there"
+        in said(source, "validation_list")
+    )
+
+
+def test_superbs_intent_tables_and_hub_rows_are_read_as_they_are(tmp_path: Path) -> None:
+    root = write_clips_of(tmp_path / "fluent", ["wavs/speakers/a1/x.wav", "wavs/speakers/b2/y.wav"])
+    (root / "data").mkdir()
+    header = ("", "path", "speakerId", "transcription", "action", "object", "location")
+    for name, file in (("train", "a1/x"), ("valid", "b2/y")):
+        row = (0, f"wavs/speakers/{file}.wav", file[:2], "Turn on, please", "activate", "lights", "none")
+        write_table(root / "data" / f"{name}_data.csv", header, [row])
+    source = load(root / "data", label="action", group="speakerId", audio_folder=str(root))
+    assert sizes(source) == {"train": 1, "valid": 1}
+    assert [clip.group for clip in source.splits["train"]] == ["a1"]
+    assert all(Path(clip.path).exists() for clips in source.splits.values() for clip in clips)
+    rows = '{{"file": "a{0}.wav", "audio": {{"path": "a{0}.wav", "sampling_rate": 16000}}, "label": {0}}}\n'
+    (tmp_path / "ks.jsonl").write_text(rows.format(3) + rows.format(11))
+    assert labels(load(tmp_path / "ks.jsonl")) == ["3", "11"]
+
+
+# The walk itself
+
+
+def test_a_tree_names_everything_once_and_in_order(tmp_path: Path) -> None:
+    write_clips_of(tmp_path, ["b/1.wav", "a/z/2.wav", "a/1.wav", "a-b/1.wav", "c.wav"])
+    (tmp_path / "a" / "x.txt").write_text("x")
+    tree = walk(tmp_path)
+    assert tree.audio == ["a/1.wav", "a/z/2.wav", "a-b/1.wav", "b/1.wav", "c.wav"]
+    assert tree.folders == ["a", "a/z", "a-b", "b"]
+    assert dict(tree.others) == {"not audio": ["a/x.txt"]}
+    with pytest.raises(UserError, match="holds no audio"):
+        (tmp_path / "empty").mkdir()
+        load(tmp_path / "empty")
