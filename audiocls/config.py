@@ -234,6 +234,8 @@ class TrainConfig:
             yield f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps."
         if isinstance(every := self.checkpoint_every, str) and not seconds_of(every):
             yield f"--checkpoint-every is {every!r}: give a number of steps, or a time as 10m."
+        if self.output_dir and os.path.realpath(self.output_dir) == os.path.realpath(self.dataset):
+            yield "--output-dir is the data set's own folder: name another."
         for name in (self.dataset, self.eval_dataset, self.test_dataset, self.model):
             if name and is_missing_path(name):
                 yield f"There is no file or folder {name}."

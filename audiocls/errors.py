@@ -4,6 +4,7 @@ import contextlib
 import errno
 import io
 import os
+import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,6 +15,7 @@ INPUT_OUTPUT_FAILED = 4
 TRAINING_FAILED = 5
 STOPPED = 143
 
+MOST_EXAMPLES = 3  # of what a note is about
 LONGEST_LINE = 4_000  # characters: an argument or a label may be of any length
 DISK_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -112,6 +114,16 @@ def named(names: Sequence[str], most: int = 10, separator: str = ", ") -> str:
     """The first `most` names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return separator.join(names[:most]) + more
+
+
+def number_of(count: int, what: str) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, on a line, its middle left out where it is long."""
+    return one_line(reprlib.repr(value))
 
 
 def one_line(text: str) -> str:

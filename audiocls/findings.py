@@ -16,7 +16,6 @@ CANCELLED_DB = 20.0
 # that were kept as floats and stay below 10 are silent, at -70 dBFS.
 INTEGER_SCALE = 10.0
 
-
 MOST_NAMED = 20  # recordings named of each kind; all are counted
 
 
@@ -38,15 +37,15 @@ FINDINGS = {
     "left_out": Finding("left out", "did not decode, or too short for the model"),
     "silent": Finding(
         "silent in what is used",
-        f"nothing of it is above {SILENCE_DBFS:g} dBFS (see --max-seconds)",
+        f"nothing of it is above {SILENCE_DBFS:g} dBFS",
     ),
     "mostly_silent": Finding(
         "mostly silent", f"more than half of what is used is below {SILENCE_DBFS:g} dBFS"
     ),
     "clipped": Finding("clipped", f"{CLIPPED_SAMPLES} samples in a row at full scale"),
     "cancelled": Finding(
-        "cancelled by averaging the channels",
-        f"their mean, which is used, is {CANCELLED_DB:g} dB or more below them: keep only one of them",
+        "of channels that cancel",
+        f"their average, which is used, is quieter than they are by {CANCELLED_DB:g} dB or more: keep one",
     ),
     "integer_scale": Finding(
         "at integer scale",

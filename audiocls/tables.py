@@ -5,20 +5,23 @@ its columns. What does not fit, or could be meant in two ways, is refused, with 
 """
 
 import codecs
+import contextlib
 import csv
 import io
+import itertools
 import json
+import re
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.errors import InputOutputFailed, UserError, number_of, shown
 from audiocls.hub import import_datasets, loading
 from audiocls.storage import open_regular
 
-SEPARATORS = ",;\t"
+SEPARATORS = ",;\t|"
 MARKS = {  # the first bytes of a text that says how it is encoded
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
@@ -28,6 +31,7 @@ MARKS = {  # the first bytes of a text that says how it is encoded
 }
 WINDOWS = "cp1252"  # of Western Europe and America: what its programs write where they write no Unicode
 IN_NO_TEXT = bytes([*range(8), *range(0x0E, 0x20)])
+csv.field_size_limit(2**24)  # characters of a cell: a transcript of hours
 MOST_SHARED = 10_000  # different cells of a column that are kept in memory once, however often they come
 
 
@@ -43,6 +47,7 @@ class Table:
     blank: Sequence[int] = ()  # the places of rows whose cells are all empty, which are not among these
     notes: list[str] = field(default_factory=list)
     audio_columns: list[str] = field(default_factory=list)  # whose cells are objects with a path or bytes
+    declared_audio: list[str] = field(default_factory=list)  # those that the table itself calls audio
     # Where the library `datasets` has the rows: itself, and what the numbers in columns of classes mean.
     rows: Any = None
     class_names: dict[str, list[str]] = field(default_factory=dict)
@@ -69,8 +74,15 @@ def read_table(path: Path) -> Table:
     Raises UserError where it is none, naming the first line that does not fit, InputOutputFailed where the
     file cannot be read.
     """
-    try:
+    with failing_to_read(path):
         return FORMATS[path.suffix.lower()](path)
+
+
+@contextlib.contextmanager
+def failing_to_read(path: Path) -> Iterator[None]:
+    """Raise an operating system's error as InputOutputFailed."""
+    try:
+        yield
     except OSError as error:
         raise InputOutputFailed(f"{path} cannot be read: {error.strerror or error}.") from None
 
@@ -137,65 +149,79 @@ def odd_line(path: Path) -> str:
 def read_separated(path: Path) -> Table:
     """A .csv, or a .tsv, which quotes nothing unless the names of its columns are in quotes."""
     notes: list[str] = []
-    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    places, blank = array("q"), array("q")
     with open_text(path, notes) as file:
-        lines = [file.readline(), file.readline()]
-        file.seek(0)
-        num_skipped = 0
-        if lines[0].startswith("sep=") and len(lines[0].strip()) == 5:  # Excel's own word for it
-            separator, num_skipped = file.readline()[4], 1
-        elif (separator := separator_of(*lines, own=own)) != own:
-            notes.append(f"{path}: its columns are separated by {separator!r}")
-        is_plain = own == separator == "\t" and not all(map(is_in_quotes, lines[0].split("\t")))
-        how: dict[str, Any] = {"strict": True, "skipinitialspace": True}
-        reader = csv.reader(file, delimiter=separator, **({"quoting": csv.QUOTE_NONE} if is_plain else how))
-        begins = reader.line_num + num_skipped + 1
+        ends = 0  # lines read
         try:
-            columns = column_names(path, next(reader, []))
+            dialect, num_skipped = dialect_of(path, file, notes)
+            reader = csv.reader(file, **dialect)
+            header = next((row for row in reader if "".join(row).strip()), [])
+            columns = column_names(path, header)
             values: list[list[str]] = [[] for _ in columns]
             shared: list[dict[str, str]] = [{} for _ in columns]
-            places = array("q")
-            blank = array("q")
-            begins = reader.line_num + num_skipped + 1
+            ends = reader.line_num + num_skipped
             for row in reader:
-                ends = reader.line_num + num_skipped
-                if not row:
-                    pass
-                elif not "".join(row).strip():
-                    blank.append(begins)
-                else:
-                    if len(row) > len(columns) and not any(row[len(columns) :]):
-                        del row[len(columns) :]
-                    if len(row) != len(columns):
-                        quotes = " (a .tsv quotes nothing)" if is_plain and '"' in "".join(row) else ""
-                        raise UserError(
-                            f"{path}: line {begins} has {len(row)} cells, its header {len(columns)}{quotes}."
-                        )
-                    if ends > begins:
-                        check_long_cells(f"{path}: line {begins}", row, separator)
-                    places.append(begins)
-                    for cells, known, cell in zip(values, shared, row, strict=True):
-                        is_new = len(known) < MOST_SHARED
-                        cells.append(known.setdefault(cell, cell) if is_new else known.get(cell, cell))
-                begins = ends + 1
+                begins, ends = ends + 1, reader.line_num + num_skipped
+                if not "".join(row).strip():
+                    blank.extend([begins] * bool(row))
+                    continue
+                row = fitted(f"{path}: line {begins}", row, header, quotes_nothing="quoting" in dialect)
+                if ends > begins:
+                    check_long_cells(f"{path}: line {begins}", row, dialect["delimiter"])
+                places.append(begins)
+                for cells, known, cell in zip(values, shared, row, strict=True):
+                    is_new = len(known) < MOST_SHARED
+                    cells.append(known.setdefault(cell, cell) if is_new else known.get(cell, cell))
         except csv.Error as error:
-            raise UserError(f"{path}: line {begins} is not valid {path.suffix[1:]}: {error}.") from None
+            raise UserError(f"{path}: line {ends + 1} is not valid {path.suffix[1:]}: {error}.") from None
     cells_of = dict(zip(columns, values, strict=True))
     return Table(str(path), columns, cells_of.__getitem__, places, blank=blank, notes=notes)
 
 
-def separator_of(header: str, first_row: str, *, own: str) -> str:
-    """What separates the header into most names, and the first row into as many cells; if nothing, `own`."""
-    most, best = 1, own
-    for separator in (own, *SEPARATORS):
-        rows = [header, first_row or header]
-        if separator == "\t":
-            rows = [row.replace('"', "") for row in rows]
-        lines = csv.reader(rows, delimiter=separator)
-        names, cells = len(next(lines, [])), len(next(lines, []))
-        if names == cells > most:
-            most, best = names, separator
-    return best
+def dialect_of(path: Path, file: io.TextIOWrapper, notes: list[str]) -> tuple[dict[str, Any], int]:
+    """How the file is to be read by csv.reader, and the number of lines before its header, then read."""
+    own = "\t" if path.suffix.lower() == ".tsv" else ","
+    first, *others = [*itertools.islice(filter(str.strip, file), 2)] or [""]
+    file.seek(0)
+    if hint := re.fullmatch(r'"?sep=(.)"?[\r\n]*', first):  # Excel's own word for the separator
+        file.readline()
+        return {"delimiter": hint[1], "strict": True}, 1
+    separator = separator_of([first, *others], own)
+    if separator != own:
+        notes.append(f"{path}: its columns are separated by {separator!r}")
+    if own == separator == "\t" and not all(map(is_in_quotes, first.split("\t"))):
+        return {"delimiter": separator, "quoting": csv.QUOTE_NONE}, 0
+    return {"delimiter": separator, "strict": True, "skipinitialspace": True}, 0
+
+
+def separator_of(lines: Sequence[str], own: str) -> str:
+    """What separates the header, the first of `lines`, into names: `own`, if nothing does so better.
+
+    The best one divides the row that follows alike, leaves no other separators and quote marks in the names,
+    and makes most names.
+    """
+    plain = [line.replace('"', "") for line in lines]
+
+    def fitness(separator: str) -> tuple:
+        names, *rows = csv.reader(plain if separator == "\t" else lines, delimiter=separator)
+        row = rows[0] if rows else names
+        fits = len(row) >= len(names) and not "".join(row[len(names) :]).strip()
+        num_odd = sum(any(mark in name for mark in (*SEPARATORS, '"')) for name in names)
+        return fits and len(names) > 1, -num_odd, len(names), separator == own
+
+    return max(SEPARATORS, key=fitness)
+
+
+def fitted(where: str, row: list[str], header: Sequence[str], *, quotes_nothing: bool) -> list[str]:
+    """A row without empty cells beyond the header. Raises UserError where it does not fit the header."""
+    if not "".join(row[len(header) :]).strip():
+        row = row[: len(header)]
+    if len(row) != len(header):
+        quotes = " (a .tsv quotes nothing)" if quotes_nothing and '"' in "".join(row) else ""
+        raise UserError(f"{where} has {number_of(len(row), 'cell')}, its header {len(header)}{quotes}.")
+    if row == header:
+        raise UserError(f"{where} is the header again: leave it out.")
+    return row
 
 
 def is_in_quotes(text: str) -> bool:
@@ -221,16 +247,15 @@ def check_long_cells(where: str, row: Sequence[str], separator: str) -> None:
         *inner, last = others
         after = len(row) - 1 - index
         seem_rows = first.count(separator) >= after and last.count(separator) >= index
+        if index > 0:  # rows begin with a file of the same kind, where they begin with files
+            begins = last.partition(separator)[0]
+            seem_rows &= Path(begins).suffix.lower() == Path(row[0]).suffix.lower()
         if seem_rows and all(line.count(separator) >= len(row) - 1 for line in inner):
             raise UserError(
                 f"{where}: a quote mark opens a cell that takes in {len(others)} more lines, which look like "
-                f"rows: {one_example(cell)}. Write a quote mark within a cell twice, or use a .tsv, which "
+                f"rows: {shown(cell)}. Write a quote mark within a cell twice, or use a .tsv, which "
                 "quotes nothing."
             )
-
-
-def one_example(cell: str, most: int = 60) -> str:
-    return repr(cell if len(cell) <= most else f"{cell[:most]}...")
 
 
 # JSON lines
@@ -249,10 +274,18 @@ def read_json_lines(path: Path) -> Table:
             try:
                 row = parse(line.strip())
             except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}: line {number} is not valid JSON: {error}.") from None
+                why = (
+                    f"{error.msg}, character {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else error
+                )
+                raise UserError(f"{path}: line {number} is not valid JSON: {why}.") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}: line {number} is no JSON object, as {{...}}.")
-            row = {name.strip(): cell for name, cell in row.items()}
+            stripped = {name.strip(): cell for name, cell in row.items()}
+            if len(stripped) < len(row):
+                raise UserError(f"{path}: line {number} has a name twice, but for spaces.")
+            row = stripped
             if all(cell in (None, "") for cell in row.values()):
                 blank.append(number)
                 continue
@@ -265,7 +298,8 @@ def read_json_lines(path: Path) -> Table:
     audio = [
         name for name, cell in first.items() if isinstance(cell, dict) and {"path", "bytes"} & cell.keys()
     ]
-    return Table(str(path), list(values), values.__getitem__, places, "line", blank, notes, audio)
+    columns, cells_of = list(values), values.__getitem__
+    return Table(str(path), columns, cells_of, places, blank=blank, notes=notes, audio_columns=audio)
 
 
 def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -292,11 +326,10 @@ def table_of(name: str, rows: Any) -> Table:
     """The table of a datasets.Dataset. Its recordings are not read here, its other cells when asked for."""
     datasets = import_datasets()
 
-    def holds_audio(feature: Any) -> bool:
+    def may_hold_audio(feature: Any) -> bool:
         if isinstance(feature, dict):
             return bool({"bytes", "path"} & feature.keys())
-        is_bytes = isinstance(feature, datasets.Value) and "binary" in feature.dtype
-        return is_bytes or isinstance(feature, datasets.Audio)
+        return isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
 
     features = rows.features
     classes = {key: it.names for key, it in features.items() if isinstance(it, datasets.ClassLabel)}
@@ -308,8 +341,19 @@ def table_of(name: str, rows: Any) -> Table:
         # -1: without a label, as in many a test split on the Hub.
         return [names[id] if id is not None and 0 <= id < len(names) else None for id in values]
 
-    audio = [column for column, feature in features.items() if holds_audio(feature)]
-    return Table(name, list(features), cells, range(1, len(rows) + 1), "row", (), [], audio, rows, classes)
+    declared = [column for column, feature in features.items() if isinstance(feature, datasets.Audio)]
+    audio = declared + [column for column, feature in features.items() if may_hold_audio(feature)]
+    return Table(
+        name,
+        list(features),
+        cells,
+        range(1, len(rows) + 1),
+        place_is="row",
+        audio_columns=audio,
+        declared_audio=declared,
+        rows=rows,
+        class_names=classes,
+    )
 
 
 # A format more is a line here: a suffix, and what reads such a file.

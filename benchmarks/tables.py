@@ -9,7 +9,7 @@ decoded. The files are empty; those of the table are there, or, with --absent, a
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -48,7 +48,7 @@ def main() -> None:
 
 def say(path: Path, what: str) -> None:
     command = [sys.executable, __file__, "--measure", str(path)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    finished = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     print(f"{what}: {finished.stdout.strip()}", flush=True)
 
 
@@ -57,7 +57,7 @@ def measure(dataset: str) -> None:
     from audiocls.config import TrainConfig
     from audiocls.data.batch_plan import BatchPlan
     from audiocls.data.cache import cache_key
-    from audiocls.data.prepare import trained_too
+    from audiocls.data.prepare import trained_too, two_labels
     from audiocls.data.splits import choose_clips, divide
 
     config = TrainConfig(
@@ -72,14 +72,19 @@ def measure(dataset: str) -> None:
     cache_key(clips, 16_000, None)
     rows = {"train": np.arange(len(chosen.train)), "test": np.arange(len(chosen.train), len(clips))}
     rows["train"], rows["evaluation"] = divide(config, chosen.train, rows["train"], [])
-    for key in (lambda clip: clip.audio.same_file_key(), lambda clip: clip.group):
-        list(trained_too(clips, rows, key))
+    keys = [clip.audio.same_file_key() for clip in clips]
+    two_labels(clips, keys)
+    for alike in (keys, [clip.group for clip in clips]):
+        list(trained_too(clips, rows, alike))
+    times.append(time.perf_counter())
     train = rows["train"]
     lengths = np.random.default_rng(0).integers(16_000, 160_000, len(train))
     BatchPlan(len(train), 32, 128, 0, 10, lengths=lengths).steps(0)
     times.append(time.perf_counter())
     read, looked_up, planned = np.diff(times)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    # Not getrusage's peak, which counts that of the process which started this one. In KiB.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 2**20  # type: ignore[index]
     total = times[-1] - times[0]
     parts = f"{read:.1f} read and checked, {looked_up:.1f} looked up, {planned:.1f} planned"
     print(f"{total:.1f} s ({parts}), {peak:.2f} GiB")

@@ -136,7 +136,7 @@ def test_text_and_page_say_what_was_found(flawed: Path) -> None:
         assert name in page
     flaws = [
         "2 left out; 3 silent in what is used; 1 mostly silent; 1 clipped",
-        "1 cancelled by averaging the channels; 1 at integer scale; 2 copies",
+        "1 of channels that cancel; 1 at integer scale; 2 copies",
     ]
     assert "; ".join(flaws) in summary_lines(found)[2]
 

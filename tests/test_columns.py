@@ -112,7 +112,7 @@ def test_lists_and_objects_are_no_label_and_named_with_their_row(tmp_path: Path,
 def test_words_in_brackets_are_a_label_and_none_is_with_a_word(tmp_path: Path) -> None:
     source = load(json_table(tmp_path, ["[noise]", "{}x", "none", "None", "none"]))
     assert labels(source) == ["[noise]", "{}x", "none", "None", "none"]
-    assert "'none' is a class here, of 2 rows" in said(source, "'none'")
+    assert "'none' is a class like any other, of 2 rows" in said(source, "'none'")
 
 
 def test_whole_numbers_are_the_same_label_however_json_writes_them(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_accents_are_compared_in_one_form(tmp_path: Path) -> None:
     composed, decomposed = "Caf\u00e9", "Cafe\u0301"
     source = load(json_table(tmp_path, [composed, decomposed, "tea", decomposed + "\u200b "]))
     assert labels(source) == [composed, composed, "tea", composed]
-    assert "in 2 rows, as" in said(source, "brought to one form")
+    assert "in 2 rows, such as" in said(source, "brought to one form")
     assert clean(f"\ufeff {decomposed} ") == composed
 
 
@@ -197,12 +197,11 @@ def test_a_split_that_is_not_used_is_a_line_and_accounted_for(tmp_path: Path, cl
     splits = ("train", "train", "dev", "test", "extra", "")
     rows = [(name, name[0], splits[i % 6]) for i, name in enumerate(clips)]
     data = prepared(table(tmp_path, ("path", "label", "split"), rows))
-    assert any("the split 'extra' is not used (2 clips)" in note for note in data.notes)
-    assert any("2 rows name no split in 'split': taken for train" in note for note in data.notes)
-    says = "12 rows: train 6 clips, evaluation (dev) 2 clips, test 2 clips; left out: 2 of the split 'extra'"
+    assert any("2 rows with no 'split', to train on" in note for note in data.notes)
+    says = "train 6 clips, evaluation (dev) 2 clips, test 2 clips; left out: 2 of the split 'extra', not used"
     assert says in data.accounts[0]
     data = prepared(tmp_path / "clips.csv", split_by="stratified")
-    assert any("the split 'dev' is not used" in note for note in data.notes)
+    assert "2 of the split 'dev', not used" in data.accounts[0]
 
 
 def test_two_splits_of_one_meaning_are_refused_until_one_is_named(tmp_path: Path, clips: list[str]) -> None:
@@ -224,7 +223,7 @@ def test_two_columns_of_splits_are_refused_until_one_is_named(tmp_path: Path, cl
     path = table(tmp_path, ("path", "label", "fold"), [(n, n[0], i % 3) for i, n in enumerate(clips)])
     data = prepared(path, split_column="fold", train_split="1", eval_split="2")
     assert (len(data.train), len(data.evaluation)) == (4, 4)
-    assert any("the split '0' is not used" in note for note in data.notes)
+    assert "4 of the split '0', not used" in data.accounts[0]
 
 
 def test_a_split_without_labels_is_left_alone_unless_it_is_named(tmp_path: Path, clips: list[str]) -> None:
@@ -232,7 +231,7 @@ def test_a_split_without_labels_is_left_alone_unless_it_is_named(tmp_path: Path,
     path = table(tmp_path, ("path", "label", "split"), rows)
     data = prepared(path)
     assert (data.eval_name, data.test) == ("held out of train", None)
-    assert data.accounts[0].endswith("left out: 2 without a label, as line 12")
+    assert data.accounts[0].endswith("left out: 2 without a label, such as line 12")
     assert "holds no labelled clips" in refused_choice(path, test_split="test")
 
 
@@ -252,3 +251,104 @@ def test_flags_are_named_as_they_are_typed() -> None:
     assert columns.flags == [
         *("--audio-column", "--label-column", "--group-column", "--split-column", "--audio-folder")
     ]
+
+
+def test_a_column_of_splits_with_another_name_is_a_line_that_says_what_to_type(
+    tmp_path: Path, clips: list[str]
+) -> None:
+    rows = [(name, name[0], ("train", "test")[i % 2]) for i, name in enumerate(clips)]
+    source = load(table(tmp_path, ("path", "label", "phase"), rows))
+    assert "phase may say which rows are to test: see --split-column" in said(source, "may say")
+
+
+def test_empty_cells_of_a_split_column_may_be_null(tmp_path: Path) -> None:
+    rows = [{"path": f"{i}.wav", "label": "x", "set": None if i % 3 else "test"} for i in range(9)]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert sizes(load(tmp_path / "clips.jsonl")) == {"test": 3, "train": 6}
+
+
+def test_splits_that_differ_in_case_are_one(tmp_path: Path, clips: list[str]) -> None:
+    rows = [(n, n[0], ("Train", "train", "TEST")[i % 3]) for i, n in enumerate(clips)]
+    source = load(table(tmp_path, ("path", "label", "split"), rows))
+    assert sizes(source) == {"Train": 8, "TEST": 4}
+    assert "the splits 'Train' and 'train' are one" in said(source, "are one")
+
+
+@pytest.mark.parametrize("above", ["", "audio/", "/data/set/"])
+def test_the_folders_of_splits_are_found_below_others_and_beside_others(tmp_path: Path, above: str) -> None:
+    names = [f"{above}{split}/{i}.wav" for split in ("train", "test", "extra") for i in range(2)]
+    source = load(table(tmp_path, ("path", "label"), [(name, "x") for name in names]))
+    assert sizes(source) == {"train": 2, "test": 2, "extra": 2}
+
+
+def test_rows_without_a_group_are_said(tmp_path: Path) -> None:
+    source = load(
+        table(tmp_path, ("path", "label", "speaker"), [("a", "x", "ann"), ("b", "x", "")]), group="speaker"
+    )
+    assert "1 row with no 'speaker', of no group" in said(source, "no group")
+
+
+def test_one_file_under_two_labels_is_a_line(tmp_path: Path) -> None:
+    folder = write_clips_of(
+        tmp_path / "sounds", [f"{label}/{i}.wav" for label in ("cat", "dog") for i in range(4)]
+    )
+    (folder / "cat" / "x.wav").symlink_to("../dog/0.wav")
+    data = prepared(folder)
+    (note,) = [note for note in data.notes if "two labels" in note]
+    assert "cat/x.wav (cat) is" in note
+    assert "dog/0.wav (dog)" in note
+
+
+def test_labels_of_thousands_of_digits_are_labels(tmp_path: Path) -> None:
+    data = choose_clips(config_for(json_table(tmp_path, ["1" * 5_000, "2", "10"])), tmp_path)
+    assert set(data.labels) == {"1" * 5_000, "2", "10"}
+
+
+def test_files_beside_the_folders_of_splits_are_trained_on_and_said(tmp_path: Path) -> None:
+    names = ["./train/a.wav", "test/b.wav", "x.wav", "y.wav"]
+    source = load(table(tmp_path, ("path", "label"), [(name, "z") for name in names]))
+    assert sizes(source) == {"train": 3, "test": 1}
+    assert (
+        "the folders test, train of its files are taken for the splits, and 2 other files for train"
+        in said(source, "splits")
+    )
+
+
+def test_equal_notes_of_two_tables_name_each(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_table(
+            tmp_path / f"{split}.csv", ("path", "label", "speaker"), [("a", "x", ""), ("b", "y", "ann")]
+        )
+    source = load(tmp_path, group="speaker")
+    assert len([note for note in source.notes if "of no group" in note]) == 2
+    write_table(tmp_path / "train.csv", ("epoch", "loss"), [("1", "2")])
+    assert f"{tmp_path}/train.csv has no column that is obviously the audio" in refusal(tmp_path)
+
+
+def test_labels_of_minus_one_are_named_where_one_class_is_left(tmp_path: Path) -> None:
+    message = refused_choice(json_table(tmp_path, ["1", "-1", "1", "-1"]))
+    assert "one class, 1, and 2 rows without a label (empty, -1, null, nan)" in message
+
+
+def test_labels_that_only_the_evaluation_writes_otherwise_are_named_with_their_twins(tmp_path: Path) -> None:
+    rows = [("a", "0.0", "train"), ("b", "1.0", "train"), ("c", "0", "test")]
+    message = refused_choice(table(tmp_path, ("path", "label", "split"), rows))
+    assert "Nearly the same: '0.0' and '0'" in message
+
+
+def test_labels_that_mean_nothing_are_named(tmp_path: Path) -> None:
+    source = load(json_table(tmp_path, ["-1", "0", "1", -1.0, "null", "", None]))
+    assert labels(source) == ["0", "1"]
+    assert said(source, "rows labelled").endswith("rows labelled '-1', -1.0, 'null' are without a label")
+
+
+def test_sets_that_are_only_evaluated_on_need_not_have_the_columns_that_training_needs(
+    tmp_path: Path, clips: list[str]
+) -> None:
+    rows = [(name, name[0], "train", f"speaker {i}") for i, name in enumerate(clips)]
+    path = table(tmp_path, ("path", "word", "part", "speaker"), rows)
+    other = write_table(tmp_path / "held out.csv", ("path", "label"), [(clips[0], "a"), (clips[1], "b")])
+    columns = {"label_column": "word", "split_column": "part", "group_column": "speaker"}
+    data = prepared(path, eval_dataset=str(other), **columns)
+    assert (len(data.train), len(data.evaluation)) == (12, 2)
+    assert any("no column 'word', 'speaker', 'part'" in note for note in data.notes)

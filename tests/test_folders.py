@@ -81,7 +81,7 @@ def test_a_test_folder_of_unlabelled_clips_is_accounted_for(tmp_path: Path) -> N
     write_clips_of(folder, ["test/0.wav", "test/1.wav"])
     data = prepare_data(config_for(folder, max_seconds=None), 16_000, 400)
     assert data.eval_name == "held out of train"
-    assert data.accounts[0].endswith("left out: 2 in no class folder, as test/0.wav")
+    assert data.accounts[0].endswith("left out: 2 in no class folder, such as test/0.wav")
 
 
 @pytest.mark.parametrize(
@@ -116,8 +116,10 @@ def test_other_folders_beside_splits_are_splits_that_are_not_used(tmp_path: Path
     names = [f"{split}/{label}/0.wav" for split in ("train", "test") for label in "ab"]
     names += ["noisy/a/0.wav", "music/0.wav"]
     data = prepare_data(config_for(write_clips_of(tmp_path / "sounds", names)), 16_000, 400)
-    assert any("the split 'noisy' is not used (1 clips)" in note for note in data.notes)
-    assert "left out: 1 in no class folder, as music/0.wav; 1 of the split 'noisy', as " in data.accounts[0]
+    assert (
+        "left out: 1 in no class folder, such as music/0.wav; 1 of the split 'noisy', not used, such as "
+        in data.accounts[0]
+    )
     assert data.accounts[0].startswith(f"{tmp_path / 'sounds'}: 6 files: train 2 clips, evaluation (test) 2")
 
 
@@ -140,13 +142,11 @@ def test_a_class_without_audio_is_named_with_what_it_holds(tmp_path: Path) -> No
     (folder / "fox").mkdir()
     (folder / "fox" / "call.xyz").write_bytes(b"x")
     note = said(load(folder), "no class")
-    assert note.endswith(
-        "no class, as no audio, in the folder emu, fox: 1 other files there, as fox/call.xyz"
-    )
+    assert note.endswith("no audio, and so no class, in emu, fox: 1 other file, such as fox/call.xyz")
     write_class_folders(tmp_path / "two" / "train", {"dog": 1, "cat": 1})
     write_class_folders(tmp_path / "two" / "test", {"dog": 1})
     (tmp_path / "two" / "test" / "cat").mkdir()
-    assert said(load(tmp_path / "two"), "no class").endswith("in the folder test/cat")
+    assert said(load(tmp_path / "two"), "no class").endswith("in test/cat")
 
 
 @pytest.mark.parametrize("suffix", sorted(AUDIO_SUFFIXES))
@@ -174,7 +174,10 @@ def test_infer_says_of_a_folder_what_training_says(
     (folder / "dog" / "link").symlink_to(tmp_path / "elsewhere")
     account = load(folder).account({"train": 4}).partition(": ")[2].replace("train ", "")
     assert len(list(expand([str(folder)]))) == 4
-    assert account == "6 files: 4 clips; left out: 1 not audio, as notes.txt; 1 hidden, as dog/.hidden.wav"
+    assert (
+        account
+        == "6 files: 4 clips; left out: 1 not audio, such as notes.txt; 1 hidden, such as dog/.hidden.wav"
+    )
     assert capsys.readouterr().err == f"note: {folder}: {account}\n"
 
 
@@ -189,8 +192,9 @@ def test_the_sums_add_up_to_the_files_there_are(tmp_path: Path) -> None:
     (account,) = data.accounts
     assert account == (
         f"{folder}: {total(folder)} files: train 24 clips, evaluation (dev) 5 clips; left out: "
-        "2 hidden, as .git/x.wav; 2 in no class folder, as stray.wav; 1 not audio, as README.md; "
-        f"1 that cannot be used, as {folder}/train/dog/broken.wav"
+        "2 hidden, such as .git/x.wav; 2 in no class folder, such as stray.wav; "
+        "1 not audio, such as README.md; "
+        f"1 that cannot be used, such as {folder}/train/dog/broken.wav"
     )
     assert total(folder) == 24 + 5 + 2 + 2 + 1 + 1
 
@@ -208,7 +212,7 @@ def test_the_hubs_audiofolder_is_read_by_its_metadata(tmp_path: Path, suffix: st
         (folder / "metadata.jsonl").write_text(lines)
     source = load(folder)
     assert named(source) == {"train": [("a.wav", "yes"), ("b.wav", "no")]}
-    assert said(source, "no row names").endswith("files that no row names: 1 audio, as unnamed.wav")
+    assert said(source, "no row names").endswith("files that no row names: 1 audio, such as unnamed.wav")
 
 
 def test_metadata_in_split_folders_and_of_files_in_split_folders_divides(tmp_path: Path) -> None:
@@ -230,7 +234,7 @@ def test_tables_called_like_splits_are_splits_and_others_a_line(tmp_path: Path) 
     assert named(source) == {"dev": [("b.wav", "male")], "train": [("a.wav", "male")]}
     assert said(source, "read as tables").endswith("dev.tsv, train.tsv")
     source = load(folder, label="gender")
-    assert "1 not audio, as validated.tsv" in said(source, "no row names")
+    assert "1 not audio, such as validated.tsv" in said(source, "no row names")
     write_table(folder / "train.csv", ("path", "gender"), [("a.wav", "male")])
     assert "several tables, train.csv, train.tsv" in refusal(folder, label="gender")
 
@@ -269,7 +273,7 @@ def test_folders_of_parquet_are_read_by_their_splits(tmp_path: Path, layout: str
     twice = 2 if "of-00002" in layout else 1
     source = load(tmp_path / "set")
     assert sizes(source) == {"train": 3 * twice, "validation": 2 * twice}
-    assert len([note for note in source.notes if "taken for the label" in note]) == 1
+    assert len(source.notes) == 1 and "read as tables" in source.notes[0]
 
 
 def test_a_folder_of_save_to_disk_is_read_with_or_without_splits(tmp_path: Path) -> None:
@@ -285,7 +289,12 @@ def test_a_folder_of_save_to_disk_is_read_with_or_without_splits(tmp_path: Path)
     source = load(tmp_path / "one")
     assert labels(source) == ["a", "b", "a"]
     first, second, third = (clip.audio for clip in source.splits["train"])
-    assert (first.read(), second.read()) == (b"x", tmp_path / "one" / "y.wav")
+    assert first.read() == b"x"
+    with pytest.raises(ValueError, match=r"names .*y\.wav, which is not there"):
+        second.read()
+    write_wav(tmp_path / "elsewhere" / "y.wav")
+    second = load(tmp_path / "one", audio_folder=str(tmp_path / "elsewhere")).splits["train"][1].audio
+    assert second.read() == tmp_path / "elsewhere" / "y.wav"
     with pytest.raises(ValueError, match="neither audio nor the path"):
         third.read()
     datasets.DatasetDict({"train": rows, "dev": rows}).save_to_disk(tmp_path / "two")
@@ -388,3 +397,235 @@ def test_a_tree_names_everything_once_and_in_order(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no audio"):
         (tmp_path / "empty").mkdir()
         load(tmp_path / "empty")
+
+
+# Layouts that may mean two things
+
+
+def test_a_hidden_link_takes_nothing_from_a_visible_folder(tmp_path: Path) -> None:
+    folder = write_clips_of(tmp_path / "sounds", ["dog/x/real/0.wav", "dog/x/real/1.wav", "cat/0.wav"])
+    (folder / "dog" / "x" / ".zz").symlink_to("real")
+    assert labels(load(folder)) == ["cat", "dog", "dog"]
+
+
+def test_a_folder_and_a_link_to_it_are_read_once_under_the_folders_name(tmp_path: Path) -> None:
+    folder = write_clips_of(tmp_path / "sounds", ["cat/0.wav", "dog/real/0.wav", "dog/real/1.wav"])
+    (folder / "dog" / "alias").symlink_to("real")
+    (folder / "bird").symlink_to("cat")
+    source = load(folder)
+    assert [Path(clip.path).relative_to(folder).as_posix() for clip in source.splits["train"]] == [
+        *("cat/0.wav", "dog/real/0.wav", "dog/real/1.wav")
+    ]
+    assert source.left_out == {"links to a folder that was read": ["bird", "dog/alias"]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{label}/{split}/0.wav" for label in ("dog", "cat") for split in ("train", "test")],
+        [
+            f"{lang}/{split}/{word}/0.wav"
+            for lang in ("en", "de")
+            for split in ("train", "dev")
+            for word in "ab"
+        ],
+        [f"fold{fold}/{label}/0.wav" for fold in (1, 2, 3) for label in ("dog", "cat")],
+        [f"{split}/{label}/0.wav" for split in ("train1", "train2", "test1") for label in ("a", "b")],
+        [f"audio_{split}/{label}/0.wav" for split in ("train", "test") for label in ("a", "b")],
+        [f"train/audio/{label}/0.wav" for label in ("yes", "no")] + ["test/audio/0.wav"],
+    ],
+)
+def test_classes_that_may_lie_a_level_deeper_are_refused(tmp_path: Path, names: list[str]) -> None:
+    message = refusal(write_clips_of(tmp_path / "sounds", names))
+    assert "the classes may be" in message
+    assert "Arrange them as train/class/file" in message
+
+
+def test_folders_of_one_kind_in_each_class_are_said(tmp_path: Path) -> None:
+    names = [f"{label}/{speaker}/0.wav" for label in ("yes", "no") for speaker in ("ann", "ben")]
+    source = load(write_clips_of(tmp_path / "sounds", names))
+    assert classes(source) == {"yes", "no"}
+    assert said(source, "may be").endswith(
+        "may be no, yes, or the folders in them, ann, ben: the former are taken"
+    )
+
+
+def test_class_folders_beside_a_table_of_other_labels_are_refused_until_its_column_is_named(
+    tmp_path: Path,
+) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    rows = [("dog/00.wav", "indoor"), ("cat/00.wav", "outdoor")]
+    write_table(folder / "metadata.csv", ("file_name", "category"), rows)
+    message = refusal(folder)
+    assert "is 'indoor' by its table, and 'dog' by its folder" in message
+    assert "if those are the classes or splits, move metadata.csv out of it" in message
+    assert classes(load(folder, label="category")) == {"indoor", "outdoor"}
+    write_table(
+        folder / "metadata.csv", ("file_name", "category"), [("dog/00.wav", "dog"), ("cat/00.wav", "cat")]
+    )
+    assert classes(load(folder)) == {"dog", "cat"}
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "train_data.csv", "training.csv"])
+def test_a_table_of_something_else_beside_class_folders_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    write_table(folder / name, ("epoch", "loss"), [("1", "2.0")])
+    message = refusal(folder)
+    assert f"{name}, and the folders cat, dog" in message
+    assert f"move {name} out of it" in message
+
+
+def test_a_table_of_test_clips_beside_class_folders_is_a_line(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 2})
+    write_table(folder / "test.csv", ("path", "label"), [("dog/00.wav", "dog")])
+    assert said(load(folder), "not read").endswith("not read, beside class folders: test.csv")
+
+
+def test_lists_of_splits_in_any_spelling_and_what_is_in_two_of_them(tmp_path: Path) -> None:
+    names = [f"{word}/{i}.wav" for word in ("yes", "no") for i in range(4)]
+    root = write_clips_of(tmp_path / "commands", names)
+    (root / "Testing_List.TXT").write_bytes("yes\\0.wav\r\nno/0.wav\r\nno/0.wav\r\n".encode("utf-16"))
+    source = load(root)
+    assert sizes(source) == {"train": 6, "testing": 2}
+    assert "2 clips in Testing_List.TXT are the split 'testing'" in said(source, "Testing_List")
+    assert source.left_out == {"read as the list of a split": ["Testing_List.TXT"]}
+    (root / "validation_list.txt").write_bytes(b"\xef\xbb\xbfyes/0.wav\n")
+    assert "yes/0.wav is in the lists of testing and of validation" in refusal(root)
+    (root / "validation_list.txt").unlink()
+    os.mkfifo(root / "validation_list.txt")
+    with pytest.raises(InputOutputFailed, match="not a regular file"):
+        load(root)
+
+
+def test_tables_one_level_down_are_named_by_their_folder(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_clips_of(tmp_path / "set" / "data" / split, ["0.wav"])
+        (tmp_path / "set" / "data" / split / "metadata.csv").write_text("file_name,label\n0.wav,x\n")
+    message = refusal(tmp_path / "set")
+    assert f"give --dataset {tmp_path}/set/data" in message
+    assert sizes(load(tmp_path / "set" / "data")) == {"test": 1, "train": 1}
+
+
+def test_saved_data_sets_a_level_down_are_splits_or_named(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": b"x", "path": "x"}], "label": ["a"]})
+    for split in ("train", "dev"):
+        rows.save_to_disk(tmp_path / "set" / split)
+    write_clips_of(tmp_path / "set" / "dev", ["stray.wav"])
+    source = load(tmp_path / "set")
+    assert sizes(source) == {"dev": 1, "train": 1}
+    assert "1 not read, such as dev/stray.wav" in said(source, "beside what was saved")
+    rows.save_to_disk(tmp_path / "set" / "german")
+    assert "holds saved data sets, dev, german, train" in refusal(tmp_path / "set")
+
+
+def test_parquet_beside_a_sample_and_of_several_configurations(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": b"x", "path": "x"}], "label": ["a"]})
+    (tmp_path / "set").mkdir()
+    rows.to_parquet(tmp_path / "set" / "train-00000-of-00001.parquet")
+    write_clips_of(tmp_path / "set", ["sample.wav"])
+    assert sizes(load(tmp_path / "set")) == {"train": 1}
+    for config in ("en", "de"):
+        (tmp_path / "configs" / config).mkdir(parents=True)
+        rows.to_parquet(tmp_path / "configs" / config / "0000.parquet")
+    assert "several tables, de/0000.parquet, en/0000.parquet" in refusal(tmp_path / "configs")
+
+
+def test_a_table_beside_split_folders_that_lacks_their_clips_is_refused(tmp_path: Path) -> None:
+    names = [f"{split}/{label}/0.wav" for split in ("train", "test") for label in ("dog", "cat")]
+    folder = write_clips_of(tmp_path / "sounds", names)
+    write_table(folder / "train.csv", ("path", "label"), [("train/dog/0.wav", "dog")])
+    message = refusal(folder)
+    assert "in a split's class folder, is in no table" in message
+    assert "move train.csv out of it" in message
+
+
+@pytest.mark.parametrize("table", ["labels.csv", "meta/annotations.csv"])
+def test_a_table_that_gives_clips_other_labels_than_their_folders_is_refused(
+    tmp_path: Path, table: str
+) -> None:
+    folder = write_clips_of(tmp_path / "sounds", ["Actor_01/a.wav", "Actor_02/b.wav"])
+    (folder / table).parent.mkdir(exist_ok=True)
+    write_table(folder / table, ("path", "label"), [("a.wav", "angry"), ("b.wav", "calm")])
+    message = refusal(folder)
+    assert "Actor_01/a.wav is 'angry' by its table, and 'Actor_01' by its folder" in message
+    assert f"Give --dataset {folder / table}, or move it out" in message
+    write_table(folder / table, ("path", "label"), [("a.wav", "Actor_01"), ("b.wav", "Actor_02")])
+    assert said(load(folder), "not read").endswith(f"beside class folders: {table}")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["train_data/cat/0.wav", "train_data/dog/0.wav", "test_data/cat/0.wav"],
+        ["fold1/a/0.wav", "fold1/b/0.wav", "fold2/a/0.wav"],
+        ["train-clean-100/19/0.wav", "dev-clean/84/0.wav"],
+        ["train_set/0.wav", "test_set/0.wav"],
+        ["Fold1/0.wav", "Fold2/0.wav"],
+    ],
+)
+def test_folders_called_like_divisions_are_no_classes(tmp_path: Path, names: list[str]) -> None:
+    assert "the classes may be" in refusal(write_clips_of(tmp_path / "sounds", names))
+
+
+def test_a_runs_own_files_are_no_clips(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 2})
+    write_clips_of(folder / "runs" / "x", ["errors/0.wav"])
+    (folder / "runs" / "x" / "run.json").write_text("{}")
+    source = load(folder)
+    assert classes(source) == {"dog", "cat"}
+    assert left_out(source) == {"of a run": 2}
+    assert "holds a run" in refusal(folder / "runs" / "x")
+    problems = list(config_for(folder, output_dir=f"{folder}/").problems())
+    assert problems == ["--output-dir is the data set's own folder: name another."]
+
+
+def test_parquet_of_a_split_beside_others_and_tables_of_results_are_not_mixed_in(tmp_path: Path) -> None:
+    import datasets
+
+    (tmp_path / "set").mkdir()
+    rows = datasets.Dataset.from_dict({"audio": [{"bytes": b"x", "path": "x"}], "label": ["a"]})
+    for name in ("test", "all"):
+        rows.to_parquet(tmp_path / "set" / f"{name}.parquet")
+    assert "several tables, all.parquet, test.parquet" in refusal(tmp_path / "set")
+    folder = write_clips_of(tmp_path / "tables", ["a.wav", "b.wav"])
+    for name in ("train", "test_results"):
+        write_table(folder / f"{name}.csv", ("path", "label"), [("a.wav", "x"), ("b.wav", "y")])
+    assert sizes(load(folder)) == {"train": 2}
+
+
+def test_kaggles_tables_beside_folders_of_their_splits_are_read(tmp_path: Path) -> None:
+    folder = write_clips_of(tmp_path / "kaggle", ["train/0.wav", "train/1.wav", "test/0.wav", "test/1.wav"])
+    write_table(folder / "train.csv", ("fname", "label"), [("0.wav", "x"), ("1.wav", "y")])
+    write_table(folder / "test.csv", ("fname", "usage"), [("0.wav", "Public"), ("1.wav", "Private")])
+    source = load(folder)
+    assert [clip.path for clip in source.splits["train"]] == [
+        f"{folder}/train/0.wav",
+        f"{folder}/train/1.wav",
+    ]
+    assert left_out(source) == {"of test.csv, which has no label": 2}
+    write_table(folder / "test.csv", ("fname", "label"), [("0.wav", "x"), ("1.wav", "y")])
+    assert [clip.path for clip in load(folder).splits["test"]] == [
+        f"{folder}/test/0.wav",
+        f"{folder}/test/1.wav",
+    ]
+
+
+def test_split_folders_contradicted_by_metadata_are_refused(tmp_path: Path) -> None:
+    names = [f"{split}/{label}/0.wav" for split in ("train", "test") for label in ("cat", "dog")]
+    folder = write_clips_of(tmp_path / "sounds", names)
+    write_table(folder / "metadata.csv", ("file_name", "label"), [(name, "x") for name in names])
+    assert "is 'x' by its table, and 'cat' by its folder" in refusal(folder)
+
+
+def test_a_list_of_training_clips_says_how_many_are_in_none_and_one_of_nothing_is_refused(
+    tmp_path: Path,
+) -> None:
+    folder = write_clips_of(tmp_path / "sounds", [f"{label}/{i}.wav" for label in "ab" for i in range(4)])
+    (folder / "train_list.txt").write_text("a/0.wav\nb/0.wav\n")
+    assert "6 clips in no list are trained on too" in said(load(folder), "in no list")
+    (folder / "validation_list.txt").write_text("x/0.wav\n")
+    assert "validation_list.txt names no clip that is there" in refusal(folder)

@@ -9,6 +9,7 @@ import pytest
 from data_helpers import config_for, write_table
 from source_helpers import load, refusal, said, write_clips_of
 
+from audiocls.data.audio import BadAudio
 from audiocls.data.locations import Locations
 from audiocls.data.prepare import prepare_data
 from audiocls.data.trees import walk
@@ -37,14 +38,14 @@ def test_the_other_systems_slashes_lead_to_the_file_that_is_there(tmp_path: Path
     write_clips_of(tmp_path, ["clips/a.wav", "clips/b\\c.wav"])
     assert files(tmp_path, "clips\\a.wav", "clips/b\\c.wav") == ["clips/a.wav", "clips/b\\c.wav"]
     source = load(tmp_path / "clips.csv")
-    assert "1 files are found spelled otherwise, as clips\\a.wav is " in said(source, "otherwise")
+    assert "1 file found spelled otherwise, such as clips\\a.wav is " in said(source, "otherwise")
 
 
 def test_spaces_case_and_the_form_of_accents_lead_to_the_one_file_that_is_there(tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "Café/é.wav") for form in ("NFC", "NFD"))
     write_clips_of(tmp_path, [composed, "B.WAV", " c.wav"])
     assert files(tmp_path, decomposed, "b.wav ", " c.wav") == [composed, "B.WAV", " c.wav"]
-    assert "3 files are found spelled otherwise" in said(load(tmp_path / "clips.csv"), "otherwise")
+    assert "3 files found spelled otherwise" in said(load(tmp_path / "clips.csv"), "otherwise")
     write_clips_of(tmp_path, ["x/d.wav", "x/D.wav"])
     assert "which may be" in refusal(
         write_table(tmp_path / "clips.csv", ("path", "label"), [("x/d.WAV", "x")])
@@ -66,12 +67,12 @@ def test_a_name_without_its_suffix_is_found_if_it_is_one_file(tmp_path: Path) ->
 def test_audio_elsewhere_is_found_by_its_place_or_the_last_part_of_its_name(tmp_path: Path) -> None:
     audio = write_clips_of(tmp_path / "audio", ["fold1/a.wav", "fold2/b.wav", "c.wav", "unused.wav"])
     (tmp_path / "meta").mkdir()
-    names = ["a.wav", "/home/ann/b.wav", "C:\\clips\\c.wav", "fold1/a.wav", "b"]
+    names = ["a.wav", "/home/ann/fold2/b.wav", "C:\\clips\\c.wav", "fold1/a.wav", "b"]
     found = files(tmp_path / "meta", *names, audio_folder=str(audio))
     assert [Path(name).name for name in found] == ["a.wav", "b.wav", "c.wav", "a.wav", "b.wav"]
     source = load(tmp_path / "meta" / "clips.csv", audio_folder=str(audio))
-    assert "4 files are found by the last part" in said(source, "by the last part")
-    assert said(source, "no row names").endswith("files that no row names: 1 audio, as unused.wav")
+    assert "4 files found by the end of the name" in said(source, "by the end")
+    assert said(source, "no row names").endswith("files that no row names: 1 audio, such as unused.wav")
     write_clips_of(audio, ["fold2/a.wav"])
     message = refusal(tmp_path / "meta" / "clips.csv", audio_folder=str(audio))
     assert "line 2 names a.wav, which may be" in message
@@ -91,9 +92,6 @@ def test_files_that_are_nowhere_are_named_also_where_none_is_there(tmp_path: Pat
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        (None, "names no file"),
-        ("  ", "names no file"),
-        (float("nan"), "names no file"),
         (["a.wav"], "names no file: ['a.wav']"),
         ({"bytes": None}, "has no path"),
         ("a\0.wav", "holds a NUL"),
@@ -135,3 +133,54 @@ def test_a_name_as_it_stands_goes_before_all_others(tmp_path: Path) -> None:
     for name in ("a.wav", "A.wav", "sub/a.wav", "a"):
         assert locations.find(name) == str(tmp_path / name)
     assert not locations.found
+
+
+def test_a_file_of_another_folder_is_not_taken_for_one_that_is_missing(tmp_path: Path) -> None:
+    audio = write_clips_of(tmp_path / "audio", ["id1/00007.wav", "fold1/0.wav", "fold2/0.wav"])
+    names = ["id1/00007.wav", "id2/00007.wav", "/home/ann/set/fold1/0.wav"]
+    (tmp_path / "meta").mkdir()
+    found = files(tmp_path / "meta", *names, audio_folder=str(audio))
+    assert [(tmp_path / "meta" / name).resolve().relative_to(audio) for name in found] == [
+        *map(Path, ("id1/00007.wav", "id2/00007.wav", "fold1/0.wav"))
+    ]
+    assert not (audio / "id2").exists()  # so that it is named when it is decoded
+
+
+def test_a_folder_is_not_the_file_that_lacks_a_suffix(tmp_path: Path) -> None:
+    write_clips_of(tmp_path, ["w0/x.wav", "w0.wav"])
+    assert files(tmp_path, "w0") == ["w0.wav"]
+
+
+def test_paths_that_parquet_rows_hold_are_found_as_a_tables_are(tmp_path: Path) -> None:
+    import datasets
+
+    def parquet(*names: str | None, content: bytes | None = None) -> Path:
+        cells = [{"bytes": content, "path": name} for name in names] + [{"bytes": None, "path": "b.wav"}]
+        rows = datasets.Dataset.from_dict({"audio": cells, "label": ["x"] * len(cells)})
+        rows.to_parquet(tmp_path / "clips.parquet")
+        return tmp_path / "clips.parquet"
+
+    audio = str(write_clips_of(tmp_path / "audio", ["sub/a.wav"]))
+    source = load(parquet("sub\\a.wav", None), audio_folder=audio)
+    assert [clip.path for clip in source.splits["train"]] == [f"{audio}/sub/a.wav", f"{audio}/b.wav"]
+    assert source.left_out == {"without a file's name": ["row 2"]}
+    assert "1 file found spelled otherwise" in said(source, "otherwise")
+    assert "row 1 names ../x.wav, outside the folder" in refusal(parquet("../x.wav"))
+    _, last = load(parquet("a.wav", content=b"A"), audio_folder=audio).splits["train"]  # bytes beside paths
+    with pytest.raises(BadAudio, match=r"names .*b\.wav, which is not there"):
+        last.audio.read()
+
+
+def test_rows_that_name_no_file_are_left_out_and_counted(tmp_path: Path) -> None:
+    cells = ["a.wav", None, "  ", float("nan"), {"path": None}, 2.0]
+    rows = [{"path": cell, "label": "x" if index % 2 else None} for index, cell in enumerate(cells, start=1)]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = load(tmp_path / "clips.jsonl")
+    assert [clip.path for clip in source.splits["train"]] == [str(tmp_path / "a.wav")]
+    assert {why: len(rows) for why, rows in source.left_out.items()} == {
+        "without a file's name": 3,
+        "without a label": 1,
+        "blank": 1,
+    }
+    (tmp_path / "clips.jsonl").write_text('{"path": 2.0, "label": "x"}')
+    assert load(tmp_path / "clips.jsonl").splits["train"][0].path == str(tmp_path / "2")

@@ -73,7 +73,7 @@ def test_a_cell_of_several_lines_is_a_cell(tmp_path: Path) -> None:
         ('a.wav,x\n"b.wav,y\n', "line 3 is not valid csv"),  # never closed
         ('a.wav,x\nb.wav,"y"z\n', "line 3 is not valid csv"),
         ("a.wav,x\nb.wav,y,z\n", "line 3 has 3 cells, its header 2"),
-        ("a.wav,x\n\nb.wav\n", "line 4 has 1 cells, its header 2"),
+        ("a.wav,x\n\nb.wav\n", "line 4 has 1 cell, its header 2"),
     ],
 )
 def test_what_does_not_fit_is_named_by_the_files_own_line(tmp_path: Path, body: str, says: str) -> None:
@@ -105,7 +105,7 @@ def test_a_separator_within_cells_or_one_name_of_the_header_separates_nothing(tm
 
 def test_excels_word_for_the_separator_is_taken(tmp_path: Path) -> None:
     path = write(tmp_path / "clips.csv", "sep=;\r\npath;label\r\na,b.wav;yes\r\nc.wav\r\n")
-    assert "line 4 has 1 cells" in refusal(path)
+    assert "line 4 has 1 cell" in refusal(path)
     path = write(tmp_path / "clips.csv", "sep=;\r\npath;label\r\na,b.wav;yes\r\n")
     assert named(load(path)) == {"train": [("a,b.wav", "yes")]}
 
@@ -115,14 +115,14 @@ def test_spaces_and_case_of_header_and_cells_do_not_matter(tmp_path: Path) -> No
     source = load(write(tmp_path / "clips.csv", text), group="Speaker")
     assert named(source) == {"train": [("a.wav", "yes"), ("b.wav", "yes")]}
     assert [clip.group for clip in source.splits["train"]] == ["x, y", "z, z"]
-    assert "in 2 rows" in said(source, "white space around the label")
+    assert "in 2 rows" in said(source, "white space or accents of the label")
 
 
 def test_blank_rows_are_counted_and_blank_lines_are_none(tmp_path: Path) -> None:
     text = "path,label\na.wav,yes\n,\n\nb.wav,no\n  , \n,,,\n\n"
     source = load(write(tmp_path / "clips.csv", text))
     assert named(source) == {"train": [("a.wav", "yes"), ("b.wav", "no")]}
-    assert source.account({"train": 2}).endswith("5 rows: train 2 clips; left out: 3 blank, as line 3")
+    assert source.account({"train": 2}).endswith("5 rows: train 2 clips; left out: 3 blank, such as line 3")
 
 
 def test_cells_beyond_the_header_may_be_empty(tmp_path: Path) -> None:
@@ -272,3 +272,148 @@ def test_every_format_gives_the_same_clips(tmp_path: Path) -> None:
     for suffix in FORMATS:
         assert named(load(tmp_path / f"x{suffix}")) == {"train": rows}
         assert rows_of(tmp_path / f"x{suffix}") == rows
+
+
+# Columns whose type says what they hold
+
+
+def save_rows(path: Path, columns: dict, **types: object) -> Path:
+    import datasets
+
+    rows = datasets.Dataset.from_dict(columns)
+    for column, feature in types.items():
+        rows = rows.cast_column(column, feature)
+    rows.to_parquet(path)
+    return path
+
+
+def test_a_column_called_label_goes_before_classes_of_other_names(tmp_path: Path) -> None:
+    import datasets
+
+    columns = {
+        "path": ["a.wav", "b.wav", "c.wav"],
+        "label": ["x", "y", "y"],
+        "gender": [0, 0, 1],
+        "split": [0, 0, 1],
+    }
+    path = save_rows(
+        tmp_path / "clips.parquet",
+        columns,
+        gender=datasets.ClassLabel(names=["m", "f"]),
+        split=datasets.ClassLabel(names=["train", "test"]),
+    )
+    assert named(load(path)) == {"train": [("a.wav", "x"), ("b.wav", "y")], "test": [("c.wav", "y")]}
+    columns = {"path": ["a.wav", "b.wav"], "gender": [0, 1], "split": [0, 0]}
+    path = save_rows(
+        tmp_path / "clips.parquet",
+        columns,
+        gender=datasets.ClassLabel(names=["m", "f"]),
+        split=datasets.ClassLabel(names=["train", "test"]),
+    )
+    assert named(load(path)) == {"train": [("a.wav", "m"), ("b.wav", "f")]}
+
+
+def test_another_object_or_bytes_beside_a_path_are_refused_or_left_alone(tmp_path: Path) -> None:
+    row = {"file": "w.wav", "label": "yes", "enrolment": {"path": "e.wav"}}
+    path = write(tmp_path / "clips.jsonl", json.dumps(row))
+    assert "several columns that may be the audio: 'file', 'enrolment'" in refusal(path)
+    assert named(load(path, audio="file")) == {"train": [("w.wav", "yes")]}
+    path = save_rows(tmp_path / "b.parquet", {"path": ["a.wav"], "label": ["x"], "thumbnail": [b"PNG"]})
+    assert "'path', 'thumbnail'" in refusal(path)
+    import pyarrow
+    import pyarrow.parquet
+
+    hashes = pyarrow.array([b"0123456789abcdef"], pyarrow.binary(16))
+    table = pyarrow.table({"path": ["a.wav"], "label": ["x"], "md5": hashes})
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    assert named(load(tmp_path / "c.parquet")) == {"train": [("a.wav", "x")]}
+
+
+def test_what_is_declared_as_audio_goes_before_a_path_beside_it(tmp_path: Path) -> None:
+    import datasets
+
+    cells = [{"bytes": b"A", "path": "a.wav"}]
+    path = save_rows(
+        tmp_path / "clips.parquet",
+        {"file": ["x.wav"], "speech": cells, "label": ["x"]},
+        speech=datasets.Audio(decode=True),
+    )
+    assert [clip.audio.read() for clip in load(path).splits["train"]] == [b"A"]
+
+
+def test_class_names_that_differ_between_splits_or_in_form_alone(tmp_path: Path) -> None:
+    import datasets
+
+    for split, names in (("train", ["a", "b", "c"]), ("test", ["b", "a"])):
+        columns = {"path": [f"{name}.wav" for name in names], "label": list(range(len(names)))}
+        (tmp_path / "set").mkdir(exist_ok=True)
+        save_rows(tmp_path / "set" / f"{split}.parquet", columns, label=datasets.ClassLabel(names=names))
+    source = load(tmp_path / "set")
+    assert source.label_names == []
+    assert labels(source) == ["a", "b", "c"]
+    both = datasets.ClassLabel(names=["Caf\u00e9", "Cafe\u0301", "tea"])
+    columns = {"path": ["a.wav", "b.wav", "c.wav"], "label": [0, 1, 2]}
+    source = load(save_rows(tmp_path / "twins.parquet", columns, label=both))
+    assert source.label_names == ["Caf\u00e9", "tea"]
+    assert labels(source) == ["Caf\u00e9", "Caf\u00e9", "tea"]
+    assert "are one class" in said(source, "in form alone")
+
+
+# As spreadsheets and other programs write them
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label\na.wav;yes;\nb.wav;no;\n",  # a separator more
+        "path;label\n\na.wav;yes\nb.wav;no\n",  # a blank line below the header
+        "path;label\r\r\na.wav;yes\r\r\nb.wav;no\r\r\n",
+        'path;label;said\na.wav;yes;"two\nlines, or, three"\nb.wav;no;x\n',
+        "path\tlabel\n\na.wav\tyes\nb.wav\tno\n",
+        "sep=\t\npath\tlabel\na.wav\tyes\nb.wav\tno\n",
+        '"sep=;"\npath;label\na.wav;yes\nb.wav;no\n',
+        "path|label\na.wav|yes\nb.wav|no\n",
+        'path,label,"said; or; sung"\na.wav,yes,"x; y; z"\nb.wav,no,"x; y; z"\n',
+    ],
+)
+def test_the_separator_is_seen_through_what_programs_add(tmp_path: Path, text: str) -> None:
+    source = load(write(tmp_path / "clips.csv", text))
+    assert [(file, label) for file, label in named(source)["train"]] == [("a.wav", "yes"), ("b.wav", "no")]
+
+
+def test_a_header_within_a_file_is_refused_as_are_names_that_differ_by_spaces(tmp_path: Path) -> None:
+    path = write(tmp_path / "clips.csv", "path,label\na.wav,x\npath,label\nb.wav,y\n")
+    assert "line 3 is the header again" in refusal(path)
+    path = write(tmp_path / "clips.jsonl", '{"path": "a.wav", "label": "yes", " label": "no"}')
+    assert "line 1 has a name twice" in refusal(path)
+
+
+def test_long_cells_are_read_and_an_endless_one_is_refused_by_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "clips.csv", f"path,said,label\na.wav,{'word ' * 100_000},x\n")
+    assert named(load(path)) == {"train": [("a.wav", "x")]}
+    path = write(tmp_path / "clips.csv", f"path,said,label\na.wav,{'w' * (2**24 + 1)},x\n")
+    assert "is not valid csv: field larger than field limit" in refusal(path)
+
+
+def test_cells_that_a_program_quoted_in_a_tsv_are_said(tmp_path: Path) -> None:
+    (tmp_path / "a b.wav").write_bytes(b"x")
+    path = write(tmp_path / "clips.tsv", 'path\tlabel\n"a b.wav"\t"the ""big"" dog"\nc.wav\tcat\n')
+    source = load(path)
+    assert labels(source) == ['"the ""big"" dog"', "cat"]
+    assert "in quote marks in 1 row" in said(source, "quote marks")
+    assert source.splits["train"][0].path == str(tmp_path / "a b.wav")
+
+
+def test_blank_lines_may_stand_above_the_header(tmp_path: Path) -> None:
+    path = write(tmp_path / "clips.csv", "\n,\n\npath,label\na.wav,x\nb.wav\n")
+    assert "line 6 has 1 cell, its header 2" in refusal(path)
+
+
+def test_an_error_in_json_names_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "clips.jsonl", '{"path": "a", "label": "x"}\n{"path": "b" "label"}\n')
+    assert refusal(path).endswith("line 2 is not valid JSON: Expecting ',' delimiter, character 14.")
+
+
+def test_a_transcript_of_several_lines_with_commas_is_a_cell(tmp_path: Path) -> None:
+    text = 'path,label,said\na.wav,x,"hello, you\nworld, and, more"\nb.wav,y,"one\ntwo, three, four"\n'
+    assert labels(load(write(tmp_path / "clips.csv", text))) == ["x", "y"]

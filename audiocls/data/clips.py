@@ -1,12 +1,13 @@
 """Labelled recordings, where their bytes lie, and data sets of them: nothing is read before it is decoded."""
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from audiocls.data.audio import BadAudio
+from audiocls.data.audio import NOT_THERE, BadAudio
+from audiocls.errors import number_of
 
 
 class Audio(Protocol):
@@ -54,7 +55,7 @@ class StoredAudio:
 
     rows: Any  # a datasets.Dataset with the one column "audio", not decoded
     index: int
-    folder: Path | None  # from which the path of a row without bytes starts
+    find: Callable[[str], str]  # where the file of a name is, for rows without bytes
 
     def read(self) -> bytes | Path:
         audio = self.rows[self.index]["audio"] or {}
@@ -62,7 +63,13 @@ class StoredAudio:
             return audio["bytes"]
         if not audio.get("path"):
             raise BadAudio("holds neither audio nor the path of a file")
-        return Path(self.folder or ".", audio["path"])
+        try:
+            path = self.find(audio["path"])
+        except ValueError as error:
+            raise BadAudio(str(error)) from None
+        if not os.path.exists(path):
+            raise BadAudio(f"names {path}, which {NOT_THERE}")
+        return Path(path)
 
     def identity(self) -> list:
         return [self.rows._fingerprint, self.index]
@@ -81,14 +88,14 @@ class Clip:
     group: str | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Source:
     """Everything one --dataset names."""
 
     name: str
     holds: str = "rows"  # or "files": what is counted
     splits: dict[str, list[Clip]] = field(default_factory=dict)  # by the names they have there
-    label_names: list[str] | None = None  # a ClassLabel's, in their order
+    label_lists: list[list[str]] = field(default_factory=list)  # of its tables, a ClassLabel's names; or []
     notes: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)  # why -> the rows or files
     unused: list[str] = field(default_factory=list)  # splits with clips that no part of the run is
@@ -99,31 +106,40 @@ class Source:
             self.left_out.setdefault(why, []).extend(what)
 
     def use(self, *splits: str | None) -> None:
-        """Note the splits that are not among these."""
-        for split, clips in self.splits.items():
-            if clips and split not in splits:
-                self.unused.append(split)
-                self.note([f"{self.name}: the split {split!r} is not used ({len(clips)} clips)"])
+        """Say which splits are used; the others are accounted for as unused."""
+        self.unused = [split for split, clips in self.splits.items() if clips and split not in splits]
 
     def account(self, used: dict[str, int], unusable: Sequence[str] = ()) -> str:
         """Where every row or file went, in a line: how many clips are `used` as what, and why others are not.
 
         `unusable` names the clips that do not decode.
         """
-        others = {
-            f"of the split {split!r}": [clip.path for clip in self.splits[split]] for split in self.unused
-        }
-        left_out = self.left_out | others | {"that cannot be used": list(unusable)}
+        left_out = self.left_out | {"that cannot be used": list(unusable)}
+        for split in self.unused:
+            left_out[f"of the split {split!r}, not used"] = [clip.path for clip in self.splits[split]]
         total = sum(map(len, self.splits.values())) + sum(map(len, self.left_out.values()))
-        return account(self.name, f"{total} {self.holds}", used, left_out)
+        return account(self.name, number_of(total, self.holds.removesuffix("s")), used, left_out)
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of a ClassLabel, in their order, if all tables have that one; else none."""
+        alike = self.label_lists and all(names == self.label_lists[0] for names in self.label_lists)
+        return self.label_lists[0] if alike else []
+
+    def add(self, split: str, clips: Iterable[Clip]) -> None:
+        """Add clips of a split, which is also one whose name is spelled in other letters."""
+        alike = [name for name in self.splits if name.strip().casefold() == split.strip().casefold()]
+        if alike and alike[0] != split:
+            self.note([f"{self.name}: the splits {alike[0]!r} and {split!r} are one"])
+        self.splits.setdefault(alike[0] if alike else split, []).extend(clips)
 
     def note(self, lines: Iterable[str]) -> None:
         self.notes += [line for line in lines if line not in self.notes]
 
 
 def account(name: str, total: str, used: Mapping[str, int], left_out: Mapping[str, Sequence[str]]) -> str:
-    """`sounds: 12 files: train 8 clips, test 2 clips; left out: 2 not audio, as a.txt`"""
-    clips = ", ".join(f"{what} {count} clips".strip() for what, count in used.items())
+    """`sounds: 12 files: train 8 clips, test 2 clips; left out: 2 not audio, such as a.txt`"""
+    clips = ", ".join(f"{what} {number_of(count, 'clip')}".strip() for what, count in used.items())
     others = "; ".join(counted(left_out))
     return f"{name}: {total}: {clips}{f'; left out: {others}' if others else ''}"
 
@@ -131,4 +147,4 @@ def account(name: str, total: str, used: Mapping[str, int], left_out: Mapping[st
 def counted(reasons: Mapping[str, Sequence[str]]) -> list[str]:
     """For each reason how many there are and the first of them, most first."""
     most_first = sorted(reasons.items(), key=lambda reason: -len(reason[1]))
-    return [f"{len(names)} {why}, as {names[0]}" for why, names in most_first if names]
+    return [f"{len(names)} {why}, such as {names[0]}" for why, names in most_first if names]

@@ -8,10 +8,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from audiocls.errors import UserError, named
+from audiocls.errors import UserError, named, number_of, shown
 from audiocls.tables import Table
 
 # The usual names of columns, as `plain` writes them; the guide's come first, and are taken before others.
@@ -26,6 +26,7 @@ USUAL_COLUMNS = {
     ).split(),
     "split": "split set subset partition".split(),
 }
+EXPECTED_COLUMNS = ("audio", "path", "intent_class", "label", "split")  # taken without a word
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
@@ -33,6 +34,7 @@ SPLIT_NAMES = {
 }
 NO_LABEL = ("", "-1", "nan", "null", "<na>", "#n/a")  # in small letters
 MAY_BE_NO_LABEL = ("none", "na", "n/a")  # a class or an empty cell: taken for classes, with a word
+MOST_SPLITS = 50  # different values of a column that may be names of splits
 INVISIBLE = "\ufeff\u200b"  # beside white space: left by editors at a cell's ends
 
 
@@ -45,6 +47,7 @@ class Columns:
     group: str | None = None
     split: str | None = None
     audio_folder: str | None = None
+    are_optional: bool = False  # whether a table need not have those: one that is only evaluated on
 
     @classmethod
     def named_in(cls, config: Any) -> "Columns":
@@ -60,7 +63,7 @@ class Columns:
     @property
     def flags(self) -> list[str]:
         """The flags that were given."""
-        given = [name for name, value in vars(self).items() if value is not None]
+        given = [name for name, value in vars(self).items() if value is not None and name != "are_optional"]
         return [f"--{name}-column" if name != "audio_folder" else "--audio-folder" for name in given]
 
 
@@ -93,13 +96,13 @@ def find_column(kind: str, asked: str | None, table: Table, notes: list[str]) ->
         return asked_column(kind, asked, table)
     usual = USUAL_COLUMNS[kind]
     by_name = [column for column in table.columns if plain(column) in usual]
-    if kind == "audio":  # whose columns the table may know itself
-        found = (
-            [column for column in table.audio_columns if column in by_name] or table.audio_columns or by_name
-        )
+    if kind == "audio":
+        by_type = table.audio_columns
+        found = table.declared_audio or list(dict.fromkeys(by_name + by_type))
     else:
-        by_type = list(table.class_names)
-        found = [column for column in by_type if column in by_name] or list(dict.fromkeys(by_name + by_type))
+        by_type = [column for column in table.class_names if plain(column) not in USUAL_COLUMNS["split"]]
+        found = by_name or by_type
+    found = [column for column in by_name if column in by_type] or found
     guides = [column for column in found if plain(column) == usual[0]]
     others: list[str] = []  # that mean the same
     if len(guides) == 1:
@@ -109,7 +112,7 @@ def find_column(kind: str, asked: str | None, table: Table, notes: list[str]) ->
         found, others = found[:1], found[1:]
     if len(found) == 1:
         rather = f", not {named([repr(other) for other in others])}" if others else ""
-        if plain(found[0]) != usual[0] or found[0] != plain(found[0]) or others:
+        if found[0] not in EXPECTED_COLUMNS or others:
             notes.append(f"{table.name}: the column {found[0]!r} is taken for the {kind}{rather}")
         return found[0]
     which = (
@@ -117,15 +120,36 @@ def find_column(kind: str, asked: str | None, table: Table, notes: list[str]) ->
         if found
         else f"no column that is obviously the {kind}"
     )
-    raise UserError(f"{table.name} has {which}. {name_it(kind, table)}")
+    raise UserError(f"{table.file} has {which}. {name_it(kind, table)}")
 
 
 def asked_column(kind: str, asked: str, table: Table) -> str:
     """The column of that name, or of that name but for case, spaces and punctuation. Raises UserError."""
-    alike = [column for column in table.columns if plain(column) == plain(asked)]
-    if asked in table.columns or len(alike) == 1:
-        return asked if asked in table.columns else alike[0]
-    raise UserError(f"{table.name} has no column {asked!r}. {name_it(kind, table)}")
+    if column := column_called(asked, table):
+        return column
+    raise UserError(f"{table.file} has no column {asked!r}. {name_it(kind, table)}")
+
+
+def column_called(name: str, table: Table) -> str | None:
+    alike = [column for column in table.columns if plain(column) == plain(name)]
+    return name if name in table.columns else alike[0] if len(alike) == 1 else None
+
+
+def has_labels(table: Table, columns: Columns) -> bool:
+    """Whether a table has a column that may be the label."""
+    usual = [column for column in table.columns if plain(column) in USUAL_COLUMNS["label"]]
+    return bool(usual or table.class_names or (columns.label and column_called(columns.label, table)))
+
+
+def columns_of(columns: Columns, table: Table, notes: list[str]) -> Columns:
+    """Those of the columns asked for that the table has, where it need not have all."""
+    asked = {"label": columns.label, "group": columns.group, "split": columns.split}
+    lacking = [kind for kind, name in asked.items() if name is not None and not column_called(name, table)]
+    if not columns.are_optional or not lacking:
+        return columns
+    notes.append(f"{table.file}: no column {named([repr(asked[kind]) for kind in lacking])}")
+    nothing: dict[str, Any] = dict.fromkeys(lacking)
+    return replace(columns, **nothing)
 
 
 def name_it(kind: str, table: Table) -> str:
@@ -145,17 +169,22 @@ def find_split_column(
     found = found or [column for column in usual if plain(column) == "split"]
     if len(found) > 1 and not say_the_same([table.cells(column) for column in found]):
         raise UserError(
-            f"{table.name} has several columns that may divide it: {named([repr(c) for c in found])}. "
+            f"{table.file} has several columns that may divide it: {named([repr(c) for c in found])}. "
             "Name the right one with --split-column."
         )
-    if found and found[0] != "split":
+    if found and found[0] not in EXPECTED_COLUMNS:
         notes.append(f"{table.name}: the column {found[0]!r} is taken for the split")
     return found[0] if found else None
 
 
 def holds_splits(cells: Sequence[Any]) -> bool:
     """Whether these are names of splits: all of them, or train and another one among others."""
-    values = {str(cell) for cell in cells if cell is not None}
+    values: set[str] = set()
+    for cell in cells:
+        if cell is not None and str(cell) not in values:
+            values.add(str(cell))
+            if len(values) > MOST_SPLITS:
+                return False
     meant = {split_meant(value) for value in values if clean(value).casefold() not in NO_LABEL}
     return bool(meant) and (None not in meant or (len(meant - {None}) > 1 and "train" in meant))
 
@@ -175,6 +204,17 @@ def is_number(cell: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def note_unused(table: Table, used: Sequence[str | None], notes: list[str]) -> None:
+    """Name the columns that are not used, and those of them that divide the rows."""
+    unused = [column for column in table.columns if column not in used]
+    if not unused:
+        return
+    notes.append(f"{table.name}: columns not used: {named(unused)}")
+    texts = [column for column in unused if column not in table.audio_columns]
+    if dividing := [column for column in texts if holds_splits(table.cells(column))]:
+        notes.append(f"{table.name}: {named(dividing)} may say which rows are to test: see --split-column")
 
 
 # What cells say
@@ -208,15 +248,30 @@ def texts(table: Table, column: str, kind: str, notes: list[str]) -> list[str | 
             changed[cell] += 1
         if text is not None and text in doubtful:
             doubtful[text] += 1
+    quoted = [text for text in made if text and len(text) > 1 and text[0] == text[-1] == '"']
+    if quoted:
+        rows = number_of(len(quoted), "row")
+        notes.append(f"{table.file}: the {kind} is in quote marks in {rows}, such as {quoted[0]}")
     if changed:
         notes.append(
-            f"{table.name}: white space around the {kind} or its accents are brought to one form in "
-            f"{changed.total()} rows, as {next(iter(changed))!r}"
+            f"{table.file}: white space or accents of the {kind} are brought to one form in "
+            f"{number_of(changed.total(), 'row')}, such as {next(iter(changed))!r}"
         )
+    none = dict.fromkeys(shown(cell) for (_, cell), text in known.items() if says_none(cell, text))
+    if kind == "label" and none:
+        notes.append(f"{table.file}: rows labelled {named(list(none))} are without a label")
     for text, count in doubtful.items():
         if kind == "label":
-            notes.append(f"{table.name}: {text!r} is a class here, of {count} rows; empty is without a label")
+            notes.append(
+                f"{table.file}: {text!r} is a class like any other, of {number_of(count, 'row')}: leave "
+                "cells empty where there is no label"
+            )
     return made
+
+
+def says_none(cell: Any, text: str | None) -> bool:
+    """Whether a cell that is not empty, such as -1 or null, was taken for none."""
+    return text is None and cell is not None and cell == cell and str(cell).strip() != ""  # noqa: PLR0124
 
 
 def cell_text(cell: Any, what: str) -> str | None:
@@ -246,11 +301,6 @@ def written_out(cell: Any) -> list | dict | None:
             if isinstance(value := parse(text), list | dict):
                 return value
     return None
-
-
-def shown(cell: Any, most: int = 60) -> str:
-    text = repr(cell)
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def alike_labels(labels: Iterable[str]) -> list[list[str]]:

@@ -7,40 +7,42 @@ from pathlib import Path
 
 from audiocls.data.clips import Clip, FileAudio
 from audiocls.data.columns import clean, split_meant
-from audiocls.data.trees import NO_AUDIO, Tree
-from audiocls.errors import UserError, named
-from audiocls.tables import FORMATS
+from audiocls.data.trees import NO_AUDIO, Tree, parts
+from audiocls.errors import UserError, named, number_of
+from audiocls.tables import FORMATS, failing_to_read, open_text
 
 NO_CLASS = "in no class folder"
+PART_OF_NAME = {"data", "set", "split", "clips", "labels", "metadata", "manifest"}  # train_data.csv
 LISTS = "_list.txt"  # Speech Commands' validation_list.txt and testing_list.txt: the path of a clip a line
 
 
 def tables_in(name: str, tree: Tree) -> dict[str, str | None]:
     """The tables in a folder that say what its clips are, each with the name of its split, if it has one.
 
-    That is the Hub's metadata.csv, or tables called like splits (train.csv, test-00000-of-00002.parquet),
-    train among them or no class folders beside them, or parquet files where nothing else holds audio. Raises
-    UserError where it is not clear which of them.
+    That is the Hub's metadata.csv, or tables called like splits (train.csv, test_data.csv), train among them
+    or no class folders beside them, or parquet files without those. Raises UserError where it is not clear
+    which of them.
     """
+    has_classes = len(folders_with_audio(tree)) > 1
     found: dict[str, str | None] = {}
-    for file in tree.others[NO_AUDIO]:
-        if not is_table(file):
-            continue
+    for file in filter(is_table, tree.others[NO_AUDIO]):
         *above, last = parts(file)
-        split = next(
-            (word for word in (re.split(r"[-_.]", last)[0], *above[::-1]) if split_meant(word)), None
-        )
+        first, *words = re.split(r"[-_.]", Path(last).stem)
+        split = next((word for word in (first, *above[::-1]) if split_meant(word)), None)
         is_metadata = Path(file).stem == "metadata" and (not above or above == [split])
-        is_split = not above and split is not None and last.startswith(split)
-        if is_metadata or is_split or (file.lower().endswith(".parquet") and not tree.audio):
+        is_split = not above and split == first and (is_parquet(file) or PART_OF_NAME.issuperset(words))
+        if is_metadata or is_split or (is_parquet(file) and not has_classes):
             found[file] = split
     splits = list(found.values())
-    says_train = any(split is None or split_meant(split) == "train" for split in splits)
-    if not says_train and len(folders_with_audio(tree)) > 1:
+    if has_classes and not any(split is None or split_meant(split) == "train" for split in splits):
         return {}
     shared = [file for file, split in found.items() if splits.count(split) > 1 or None in splits]
-    if len(shared) > 1 and not all(file.lower().endswith(".parquet") for file in shared):
-        raise UserError(f"{name} holds several tables, {named(shared)}: give one of them as --dataset.")
+    folders = {parts(file)[:-1] for file in shared} - {(split,) for split in splits}
+    is_mixed = None in splits and any(splits)
+    are_shards = all(map(is_parquet, shared)) and len(folders) < 2 and not is_mixed
+    if len(shared) > 1 and not are_shards:
+        or_folder = ", or its folder" if len(folders) > 1 else ""
+        raise UserError(f"{name} holds several tables, {named(shared)}: give one of them{or_folder}.")
     return found
 
 
@@ -48,9 +50,21 @@ def is_table(file: str) -> bool:
     return Path(file).suffix.lower() in FORMATS
 
 
-def folders_with_audio(tree: Tree) -> set[str]:
+def is_parquet(file: str) -> bool:
+    return file.lower().endswith(".parquet")
+
+
+def class_of(file: str) -> str | None:
+    """The class of a file by its folder, or by that in its split's folder; None where it lies in none."""
+    *above, _ = parts(file)
+    if above and split_meant(above[0]):
+        above = above[1:]
+    return clean(above[0]) if above else None
+
+
+def folders_with_audio(tree: Tree) -> list[str]:
     """Those directly in the folder."""
-    return {parts(file)[0] for file in tree.audio if len(parts(file)) > 1}
+    return sorted({parts(file)[0] for file in tree.audio if len(parts(file)) > 1})
 
 
 def check_class_folders(name: str, tree: Tree) -> None:
@@ -58,12 +72,17 @@ def check_class_folders(name: str, tree: Tree) -> None:
     tops = folders_with_audio(tree)
     files = [file for files in (tree.audio, *tree.others.values()) for file in files]
     tables = list(filter(is_table, files))
-    there = f"{len(files)} files, as {files[0]}" if files else "no files"
+    there = f"{number_of(len(files), 'file')}, such as {files[0]}" if files else "no files"
     if len(tops) < 2 and tables:
-        audio_folder = f" --audio-folder {Path(name, *tops)}" if tops else ""
+        table = Path(name, tables[0])
+        apart = tops and tops[0] != parts(tables[0])[0]
+        audio_folder = f" --audio-folder {Path(name, *tops)}" if apart else ""
+        of_splits = any(
+            split_meant(Path(file).stem) or split_meant(Path(file).parent.name) for file in tables
+        )
+        other = Path(name, parts(tables[0])[0]) if of_splits and len(parts(tables[0])) > 1 else table
         raise UserError(
-            f"{name} holds no class folders, but a table: give --dataset {Path(name, tables[0])}"
-            f"{audio_folder}."
+            f"{name} holds no class folders, but {named(tables, 3)}: give --dataset {other}{audio_folder}."
         )
     if not tree.audio:
         raise UserError(f"{name} holds no audio: {there}. Give each class a folder of its own.")
@@ -84,6 +103,30 @@ def check_class_folders(name: str, tree: Tree) -> None:
             )
 
 
+def check_depth(name: str, tree: Tree, depth: int, notes: list[str]) -> None:
+    """Raises UserError where the classes may be the folders below those at `depth`, or notes it.
+
+    It is an error where those hold splits, are called like splits or folds, or where they are one folder.
+    """
+    inside: dict[str, set[str]] = defaultdict(set)  # class -> the folders in it, "" for files
+    for file in tree.audio:
+        if len(parts(file)) > depth:
+            *folders, _ = parts(file)[depth - 1 :]
+            inside[folders[0]].add(folders[1] if len(folders) > 1 else "")
+    below = set().union(*inside.values()) - {""}
+    words = [re.split(r"[\W_\d]+", folder.casefold()) for folder in inside]
+    are_divisions = len(inside) > 1 and all(any(w == "fold" or split_meant(w) for w in of) for of in words)
+    hold_splits = any(len({split_meant(one) for one in folders} - {None}) > 1 for folders in inside.values())
+    is_one = depth == 2 and len(inside) == 1 and len(below) > 1
+    either = (
+        f"{name}: the classes may be {named(sorted(inside))}, or the folders in them, {named(sorted(below))}"
+    )
+    if are_divisions or hold_splits or is_one:
+        raise UserError(f"{either}. Arrange them as train/class/file, or class/file, or give a table.")
+    if len(inside) > 1 and len(below) > 1 and all(folders == below for folders in inside.values()):
+        notes.append(f"{either}: the former are taken")
+
+
 def class_clips(name: str, tree: Tree, notes: list[str]) -> dict[str, list[Clip]]:
     """The clips of each split, of the audio that lies in class folders.
 
@@ -94,17 +137,19 @@ def class_clips(name: str, tree: Tree, notes: list[str]) -> dict[str, list[Clip]
     if strays := [file for file in tree.audio if len(parts(file)) <= depth]:
         tree.others[NO_CLASS] += strays
         tree.audio = [file for file in tree.audio if len(parts(file)) > depth]
+    check_depth(name, tree, depth, notes)
     split_of = listed_splits(name, tree, notes) if depth == 1 else {}
     clips: dict[str, list[Clip]] = defaultdict(list)
     folders_of: dict[str, set[str]] = defaultdict(set)
     for file in tree.audio:
         *split, folder = parts(file)[:depth]
-        label, path = clean(folder), os.path.join(tree.folder, file)
+        label, path = clean(folder) or folder, os.path.join(tree.folder, file)
         folders_of[label].add(folder)
         clips[split[0] if split else split_of.get(file, "train")].append(Clip(path, FileAudio(path), label))
     for label, folders in folders_of.items():
         if folders != {label}:
-            notes.append(f"{name}: the class {label!r} is of {named([repr(one) for one in sorted(folders)])}")
+            spelled = [ascii(one) for one in sorted(folders)]
+            notes.append(f"{name}: the class {label!r} is of {named(spelled)}")
     note_empty(name, tree, depth, notes)
     return clips
 
@@ -134,23 +179,38 @@ def are_splits(name: str, tree: Tree, notes: list[str]) -> bool:
             f"{name} holds the folders {named(folders)}, which may be splits or classes. For splits, leave "
             f"no other folders beside them; for classes, rename {named(splits)}; or give a table."
         )
-    notes.append(f"{name}: the folder {named(splits)} is taken for a class, beside {named(folders)}")
+    others = [folder for folder in folders if folder not in splits]
+    notes.append(f"{name}: the folder {named(splits)} is taken for a class, beside {named(others)}")
     return False
 
 
 def listed_splits(name: str, tree: Tree, notes: list[str]) -> dict[str, str]:
-    """The split of each file that a list of a split names, where there are such lists beside the classes."""
+    """The split of each file that a list of a split names, where there are such lists beside the classes.
+
+    Raises UserError where a file is in two of them.
+    """
     split_of: dict[str, str] = {}
     there = set(tree.audio)
     for file in list(tree.others[NO_AUDIO]):
-        if not file.endswith(LISTS) or not split_meant(split := file.removesuffix(LISTS)):
+        split = file.lower().removesuffix(LISTS)
+        if split == file.lower() or not split_meant(split):
             continue
-        listed = (tree.folder / file).read_text(encoding="utf-8", errors="replace").split("\n")
-        files = [os.path.normpath(line.strip()) for line in listed if line.strip()]
-        found = [one for one in files if one in there]
-        split_of |= dict.fromkeys(found, split)
-        lacking = f", {len(files) - len(found)} more that it names are not there" if found != files else ""
-        notes.append(f"{name}: {len(found)} clips in {file} are the split {split!r}{lacking}")
+        with failing_to_read(tree.folder / file), open_text(tree.folder / file, notes) as lines:
+            listed = {os.path.normpath(line.strip("\ufeff \t\r\n").replace("\\", "/")) for line in lines}
+        listed -= {"."}
+        if not listed & there:
+            raise UserError(f"{name}: {file} names no clip that is there: move it out of the folder.")
+        if twice := sorted(listed & split_of.keys()):
+            raise UserError(f"{name}: {twice[0]} is in the lists of {split_of[twice[0]]} and of {split}.")
+        split_of |= dict.fromkeys(listed & there, split)
+        lacking = f", {len(listed - there)} more that it names are not there" if listed - there else ""
+        notes.append(
+            f"{name}: {number_of(len(listed & there), 'clip')} in {file} are the split {split!r}{lacking}"
+        )
+        tree.others[NO_AUDIO].remove(file)
+        tree.others["read as the list of a split"].append(file)
+    if "train" in map(split_meant, split_of.values()) and (rest := len(there - split_of.keys())):
+        notes.append(f"{name}: {number_of(rest, 'clip')} in no list are trained on too")
     return split_of
 
 
@@ -161,9 +221,5 @@ def note_empty(name: str, tree: Tree, depth: int, notes: list[str]) -> None:
     held = {parts(one) for one in empty}
     others = [file for file in tree.others[NO_AUDIO] if parts(file)[:depth] in held]
     if empty:
-        what = f": {len(others)} other files there, as {others[0]}" if others else ""
-        notes.append(f"{name}: no class, as no audio, in the folder {named(empty)}{what}")
-
-
-def parts(file: str) -> tuple[str, ...]:
-    return tuple(file.split(os.sep))
+        what = f": {number_of(len(others), 'other file')}, such as {others[0]}" if others else ""
+        notes.append(f"{name}: no audio, and so no class, in {named(empty)}{what}")

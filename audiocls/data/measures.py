@@ -58,7 +58,7 @@ def stretch_samples(sampling_rate: int) -> int:
 
 
 class SilenceWatch:
-    """Whether all stretches of a recording are silent, which is also told of one that passes in blocks."""
+    """Whether all stretches of a recording are silent, be it given whole or in blocks as they are read."""
 
     def __init__(self, sampling_rate: int) -> None:
         self.sampling_rate = sampling_rate

@@ -1,6 +1,6 @@
 """From the command line's words to the clips of a run: sources, splits, labels, decoding."""
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,10 +12,10 @@ from audiocls.data.clips import Clip
 from audiocls.data.loader import ClipDataset
 from audiocls.data.resampling import Waveform
 from audiocls.data.splits import choose_clips, divide, fingerprint
-from audiocls.errors import InputsRefused, UserError, named
+from audiocls.errors import MOST_EXAMPLES, InputsRefused, UserError, named
+from audiocls.findings import MOST_NAMED
 
 PARTS = ("train", "evaluation", "test")
-MOST_NAMED = 20  # bad clips that get a line each
 
 
 @dataclass
@@ -93,10 +93,13 @@ def prepare_data(
         note_cut(waveforms, max_samples, limit, notes)
     if waveforms.cache is None:
         notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are used")
-    for part, shared in trained_too(clips, rows, lambda clip: clip.audio.same_file_key()):
-        flatter = f"trained on too: their scores flatter the model ({named([c.path for c in shared], 3)})"
+    keys = [clip.audio.same_file_key() for clip in clips]
+    notes += two_labels(clips, keys)
+    for part, shared in trained_too(clips, rows, keys):
+        which = named([clip.path for clip in shared], MOST_EXAMPLES)
+        flatter = f"trained on too: their scores flatter the model ({which})"
         notes.append(f"{len(shared)} of the {part} clips are {flatter}")
-    for part, shared in trained_too(clips, rows, lambda clip: clip.group):
+    for part, shared in trained_too(clips, rows, [clip.group for clip in clips]):
         groups = named(sorted({str(clip.group) for clip in shared}), 3)
         notes.append(
             f"{len(shared)} of the {part} clips are of a {config.group_column} trained on too: {groups}"
@@ -108,7 +111,7 @@ def prepare_data(
     test = made["test"] if chosen.test else None
     named_parts = {"train": "train", "evaluation": f"evaluation ({chosen.eval_name})", "test": "test"}
     accounts = []
-    for source in {id(one): one for one in chosen.sources.values()}.values():
+    for source in dict.fromkeys(chosen.sources.values()):
         of_it = [part for part, one in chosen.sources.items() if one is source]
         used = {named_parts[part]: len(rows[part]) for part in of_it if len(rows[part])}
         unusable = [clips[row].path for row in np.flatnonzero(~good & np.isin(part_of, of_it))]
@@ -163,13 +166,26 @@ def leave_out_bad(
 
 
 def trained_too(
-    clips: list[Clip], rows: dict[str, np.ndarray], key: Callable[[Clip], Hashable]
+    clips: list[Clip], rows: dict[str, np.ndarray], keys: Sequence[Hashable]
 ) -> Iterator[tuple[str, list[Clip]]]:
-    """Of the evaluation and the test, the clips whose `key` is that of a training clip, if there are any."""
-    trained = {key(clips[row]) for row in rows["train"]} - {None}
+    """Of the evaluation and the test, the clips whose key is that of a training clip, if there are any."""
+    trained = {keys[row] for row in rows["train"]} - {None}
     for part in ("evaluation", "test"):
-        if shared := [clips[row] for row in rows[part] if key(clips[row]) in trained]:
+        if shared := [clips[row] for row in rows[part] if keys[row] in trained]:
             yield part, shared
+
+
+def two_labels(clips: list[Clip], keys: Sequence[Hashable]) -> list[str]:
+    """A note where a file is there under two labels, by whatever names."""
+    first: dict[Hashable, Clip] = {}
+    pairs = [(first.setdefault(key, clip), clip) for key, clip in zip(keys, clips, strict=True)]
+    apart = [
+        f"{one.path} ({one.label}) is {clip.path} ({clip.label})"
+        for one, clip in pairs
+        if one.label != clip.label
+    ]
+    apart = list(dict.fromkeys(apart))
+    return [f"one file under two labels: {named(apart, MOST_EXAMPLES, '; ')}"] if apart else []
 
 
 def note_cut(waveforms: Waveforms, max_samples: int, limit: str, notes: list[str]) -> None:

@@ -4,12 +4,24 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from audiocls.data.clips import Audio, Clip, FileAudio, Source, StoredAudio, counted
-from audiocls.data.columns import Columns, clean, find_column, find_split_column, split_meant, texts
+from audiocls.data.clips import Clip, FileAudio, Source, StoredAudio, counted
+from audiocls.data.columns import (
+    Columns,
+    asked_column,
+    clean,
+    columns_of,
+    find_column,
+    find_split_column,
+    has_labels,
+    note_unused,
+    split_meant,
+    texts,
+)
 from audiocls.data.locations import Locations
-from audiocls.data.trees import Tree, walk
-from audiocls.errors import UserError, named
+from audiocls.data.trees import Tree, parts, walk
+from audiocls.errors import UserError, named, number_of
 from audiocls.hub import import_datasets
 from audiocls.tables import Table, read_table
 
@@ -19,105 +31,161 @@ def add_tables(
 ) -> None:
     """Add the clips of these files, each with its split, if it is one's.
 
-    What no row names of the files that lie `around` the tables, or in --audio-folder, is noted.
+    Files are found in --audio-folder, or else beside their table and `around` it. What no row names of the
+    files there is noted.
     """
-    audio_folder = None
-    if columns.audio_folder is not None:
-        audio_folder = Path(os.path.expanduser(columns.audio_folder))
-        if not audio_folder.is_dir():
-            raise UserError(f"--audio-folder {columns.audio_folder} is no folder.")
-        around = walk(audio_folder)
+    audio_folder = folder_of_audio(columns)
+    audio = walk(audio_folder) if audio_folder else around
+    locations: dict[str | None, Locations] = {}  # by the folder of the tree that they are kept to
     used = {os.path.abspath(path) for path in tables}
+    holds_audio = False  # or paths, which are not looked at here
     for path, split in tables.items():
         table = replace(read_table(path), name=source.name)
-        locations = Locations(audio_folder, around) if audio_folder else Locations(path.parent)
-        files = add_table(source, table, columns, locations, split)
-        if around:
-            used |= set(map(os.path.abspath, files))
-    if around is None:
-        return
-    unnamed = {
-        why: [file for file in files if os.path.abspath(around.folder / file) not in used]
-        for why, files in {"audio": around.audio, **around.others}.items()
-    }
-    if said := counted(unnamed):
-        source.note([f"{around.folder}: files that no row names: {'; '.join(said)}"])
+        if split and split_meant(split) != "train" and not has_labels(table, columns):
+            source.leave_out(f"of {path.name}, which has no label", list(map(table.where, range(len(table)))))
+            continue
+        place = split if audio and any(parts(file)[0] == split for file in audio.audio) else None
+        if place not in locations or not audio_folder:
+            locations[place] = Locations(audio_folder or path.parent, audio, below=place)
+        files = add_table(source, table, columns, locations[place], split)
+        holds_audio |= files is None
+        used |= {os.path.abspath(file) for file in files or () if file}
+    is_around = (
+        around and audio and os.path.realpath(audio.folder).startswith(os.path.realpath(around.folder))
+    )
+    for tree in (around,) if is_around else (around, audio):
+        if tree is None:
+            continue
+        there = {"audio": [] if holds_audio else tree.audio, **tree.others}
+        left = {
+            why: [file for file in files if os.path.abspath(tree.folder / file) not in used]
+            for why, files in there.items()
+        }
+        if said := counted(left):
+            source.note([f"{tree.folder}: files that no row names: {'; '.join(said)}"])
+
+
+def folder_of_audio(columns: Columns) -> Path | None:
+    """--audio-folder, where it is given. Raises UserError where it is no folder."""
+    if columns.audio_folder is None:
+        return None
+    folder = Path(os.path.expanduser(columns.audio_folder))
+    if not folder.is_dir():
+        raise UserError(f"--audio-folder {columns.audio_folder} is no folder.")
+    return folder
 
 
 def add_table(
     source: Source, table: Table, columns: Columns, locations: Locations | None, split: str | None
-) -> Sequence[str]:
-    """Add a table's clips to the source, and return what they are called: the files, where rows name any.
+) -> Sequence[str | None] | None:
+    """Add a table's clips to the source, and return the file that each row names; None if it holds them.
 
     `locations` is None where a table can name no files; `split` where a column may say which one a row is in.
     Raises UserError.
     """
     if not len(table):
-        raise UserError(f"{table.name} holds no rows.")
+        raise UserError(f"{table.file} holds no rows.")
     notes = list(table.notes)
+    columns = columns_of(columns, table, notes)
     audio_column = find_column("audio", columns.audio, table, notes)
     label_column = find_column("label", columns.label, table, notes)
-    group_column = find_column("group", columns.group, table, notes) if columns.group else None
+    group_column = asked_column("group", columns.group, table) if columns.group else None
     used = [audio_column, label_column, group_column]
     split_column = None
     if split is None or columns.split:
         split_column = find_split_column(columns.split, used, table, notes)
-    if unused := [column for column in table.columns if column not in (*used, split_column)]:
-        notes.append(f"{table.name}: columns not used: {named(unused)}")
+    note_unused(table, [*used, split_column], notes)
 
-    labels = texts(table, label_column, "label", notes)
     nothing: list[str | None] = [None] * len(table)
+    labels = texts(table, label_column, "label", notes)
     groups = texts(table, group_column, "group", notes) if group_column else nothing
     splits = texts(table, split_column, "split", notes) if split_column else nothing
+    if group_column and (num_empty := groups.count(None)):
+        notes.append(f"{table.file}: {number_of(num_empty, 'row')} with no {group_column!r}, of no group")
     if split_column and (num_empty := splits.count(None)):
-        notes.append(f"{table.name}: {num_empty} rows name no split in {split_column!r}: taken for train")
-    audios: Sequence[Audio]
-    if table.rows is not None and audio_column in table.audio_columns:
-        audios, names = stored_audio(table, audio_column, locations)
-    elif locations is None:
-        raise UserError(
-            f"{table.name}: the column {audio_column!r} holds no audio. Name it with --audio-column."
-        )
+        notes.append(f"{table.file}: {number_of(num_empty, 'row')} with no {split_column!r}, to train on")
+
+    rows = None
+    cells: Sequence[Any] | None = None
+    if table.rows is None or audio_column not in table.audio_columns:
+        cells = table.cells(audio_column)
     else:
-        names = locations.of_column(table, audio_column, notes)
-        audios = list(map(FileAudio, names))
+        rows = audio_rows(table, audio_column)
+        cells = paths_alone(rows) if locations else None
+    files: Sequence[str | None] | None = None
+    if cells is not None and locations is None:
+        raise UserError(
+            f"{table.file}: the column {audio_column!r} holds no audio. Name it with --audio-column."
+        )
+    if cells is not None and locations is not None:
+        files = locations.of_cells(table, cells, notes)
         if not split_column and split is None:
-            splits = splits_in_names(table, audio_column, notes) or nothing
+            splits = splits_in_names(table, files, notes) or nothing
 
-    for name, audio, label, group, of in zip(names, audios, labels, groups, splits, strict=True):
-        clips = source.splits.setdefault(of or split or "train", [])
-        if label is not None:
-            clips.append(Clip(name, audio, label, group))
+    find = locations.find if locations else str
+    clips: dict[str, list[Clip]] = {}
+    for index, (label, group, of) in enumerate(zip(labels, groups, splits, strict=True)):
+        of_split = clips.setdefault(of or split or "train", [])
+        name = files[index] if files else f"{table.file}/{index}"
+        if label is not None and name is not None:
+            audio = FileAudio(name) if files else StoredAudio(rows, index, find)
+            of_split.append(Clip(name, audio, label, group))
+    for of_all, some in clips.items():
+        source.add(of_all, some)
+    pathless = table.missing(files) if files else []
+    if len(pathless) == len(table):
+        raise UserError(f"{table.file} names no file in the column {audio_column!r}.")
+    unlabelled = table.missing(labels)
+    if pathless:
+        unlabelled = sorted(set(unlabelled) - set(pathless))
     of_table = "" if table.file == source.name else f" of {table.file}"
-    for why, places in (("without a label", table.missing(labels)), ("blank", table.blank)):
+    left_out = {"without a file's name": pathless, "without a label": unlabelled, "blank": table.blank}
+    for why, places in left_out.items():
         source.leave_out(why, [f"{table.place_is} {place}{of_table}" for place in places])
-    class_names = [clean(name) for name in table.class_names.get(label_column, ())] or None
-    source.label_names = class_names if source.label_names in (None, class_names) else None
+    class_names = table.class_names.get(label_column, ())
+    source.label_lists.append(list(dict.fromkeys(map(clean, class_names))))
+    if len(source.label_lists[-1]) < len(class_names):
+        notes.append(f"{table.file}: names of {label_column!r} that differ in form alone are one class")
     source.note(notes)
-    return names
+    return files
 
 
-def stored_audio(
-    table: Table, column: str, locations: Locations | None
-) -> tuple[Sequence[Audio], Sequence[str]]:
-    """The recordings that a table of the library `datasets` holds itself, and what to call them."""
+def audio_rows(table: Table, column: str) -> Any:
+    """The recordings that a table of the library `datasets` holds, as its one column "audio", not decoded."""
     # decode=False: datasets' own decoding needs torchcodec and a system ffmpeg.
     rows = table.rows.select_columns(column).cast_column(column, import_datasets().Audio(decode=False))
-    rows = rows.rename_column(column, "audio") if column != "audio" else rows
-    folder = locations.folder if locations else None
-    audios = [StoredAudio(rows, index, folder) for index in range(len(rows))]
-    return audios, [f"{table.file}/{index}" for index in range(len(rows))]
+    return rows.rename_column(column, "audio") if column != "audio" else rows
 
 
-def splits_in_names(table: Table, column: str, notes: list[str]) -> list[str | None] | None:
-    """The splits of a table whose files are all named as in a split's folder: train/a.wav, test/b.wav."""
-    tops: list[str | None] = []
-    for cell in table.cells(column):
-        name = cell.get("path") if isinstance(cell, dict) else cell
-        tops.append(str(name).replace("\\", "/").removeprefix("./").partition("/")[0])
-    distinct = sorted(map(str, set(tops)))
-    meant = {split_meant(top) for top in distinct}
-    if None in meant or "train" not in meant or len(meant) == 1:
+def paths_alone(rows: Any) -> list[str | None] | None:
+    """The paths of rows that hold no bytes; None where any of them does."""
+    from pyarrow import compute
+
+    audio = rows.with_format("arrow")[:]["audio"]  # mapped: nothing is read but what is asked for
+    if not compute.all(compute.is_null(compute.struct_field(audio, "bytes"))).as_py():
         return None
-    notes.append(f"{table.name}: the folders {named(distinct)} in {column!r} are taken for the splits")
-    return tops
+    return compute.struct_field(audio, "path").to_pylist()
+
+
+def splits_in_names(table: Table, files: Sequence[str | None], notes: list[str]) -> list[str | None] | None:
+    """The splits of a table whose files lie in the folders of splits: audio/train/a.wav, audio/test/b.wav.
+
+    That is, where the paths differ first, there is a folder of train and another split's. None for a file
+    that lies in none of these.
+    """
+    paths = [parts(os.path.normpath(file)) for file in files if file is not None]
+    if not paths:
+        return None
+    pairs = enumerate(zip(min(paths), max(paths), strict=False))
+    depth = next((number for number, (first, last) in pairs if first != last), 0)
+    folders = iter([path[depth] if len(path) > depth + 1 else None for path in paths])
+    splits = [None if file is None else next(folders) for file in files]
+    meant = {folder: split_meant(folder) for folder in set(splits) if folder}
+    if len({*meant.values()} - {None}) < 2 or "train" not in meant.values():
+        return None
+    others = number_of(splits.count(None), "other file")
+    rest = f", and {others} for train" if None in splits else ""
+    notes.append(
+        f"{table.file}: the folders {named(sorted(meant))} of its files are taken for the splits{rest}"
+    )
+    return splits

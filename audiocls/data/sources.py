@@ -5,18 +5,26 @@ as text, notes (a line each) about what was assumed, and how many rows or files 
 """
 
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from audiocls.config import is_missing_path
-from audiocls.data.clips import Source
-from audiocls.data.columns import Columns
+from audiocls.data.clips import Source, counted
+from audiocls.data.columns import Columns, split_meant
 from audiocls.data.demo import write_demo
-from audiocls.data.folders import check_class_folders, class_clips, tables_in
+from audiocls.data.folders import (
+    check_class_folders,
+    class_clips,
+    class_of,
+    folders_with_audio,
+    is_table,
+    tables_in,
+)
 from audiocls.data.locations import Locations
-from audiocls.data.rows import add_table, add_tables
-from audiocls.data.trees import walk
+from audiocls.data.rows import add_table, add_tables, folder_of_audio
+from audiocls.data.trees import NO_AUDIO, Tree, entries_of, parts, walk
 from audiocls.errors import InputOutputFailed, UserError, named
 from audiocls.hub import commit_of, import_datasets, loading
 from audiocls.storage import failing_as, unfinished_folder
@@ -61,20 +69,74 @@ def load_source(
 
 def load_folder(name: str, folder: Path, columns: Columns) -> Source:
     """Class folders, splits of them, tables, or what the library `datasets` saved: whichever is there."""
-    if any(all(os.path.exists(folder / file) for file in files) for files in SAVED):
-        return load_saved(name, folder, columns)
+    if (folder / "run.json").exists():
+        raise UserError(f"{name} holds a run: give another --output-dir, and move the run elsewhere.")
+    if saved := saved_in(name, folder):
+        return load_saved(name, folder, saved, columns)
     tree = walk(folder)
-    if tables := tables_in(name, tree):
-        source = Source(name)
-        source.note([f"{name}: read as tables: {named(list(tables))}"])
-        add_tables(source, {folder / file: split for file, split in tables.items()}, columns, tree)
-        return source
     source = Source(name, "files")
+    if tables := tables_in(name, tree):
+        source.holds = "rows"
+        source.note([f"{name}: read as tables: {named(list(tables))}"])
+        try:
+            add_tables(source, {folder / file: split for file, split in tables.items()}, columns, tree)
+            check_all_named(source, tree)
+            check_one_reading(source, tree, columns)
+        except UserError as error:
+            classes = folders_with_audio(tree)
+            if len(classes) < 2:
+                raise
+            raise UserError(
+                f"{error} {name} holds {named(list(tables))}, and the folders {named(classes)}: if those are "
+                f"the classes or splits, move {named(list(tables))} out of it."
+            ) from None
+        return source
     check_class_folders(name, tree)
-    source.splits = dict(class_clips(name, tree, source.notes))
+    for file in filter(is_table, tree.others[NO_AUDIO]):
+        check_other_table(name, tree, file, columns)
+        source.note([f"{name}: not read, beside class folders: {file}"])
+    for split, clips in class_clips(name, tree, source.notes).items():
+        source.add(split, clips)
     for why, files in tree.others.items():
         source.leave_out(why, files)
     return source
+
+
+def check_other_table(name: str, tree: Tree, file: str, columns: Columns) -> None:
+    """Raises UserError where a table that is not read gives clips other labels than their folders do."""
+    other = Source(file)
+    try:
+        add_tables(other, {tree.folder / file: None}, columns, tree)
+    except UserError:  # no table of clips
+        return
+    try:
+        check_one_reading(other, tree, columns)
+    except UserError as error:
+        table = Path(name, file)
+        raise UserError(f"{error} Give --dataset {table}, or move it out of {name}.") from None
+
+
+def check_one_reading(source: Source, tree: Tree, columns: Columns) -> None:
+    """Raises UserError where the tables give clips other labels than the folders that they lie in do."""
+    classes = {str(tree.folder / file): class_of(file) for file in tree.audio}
+    if columns.label is not None or len({*classes.values()} - {None}) < 2:
+        return
+    for clip in (clip for clips in source.splits.values() for clip in clips):
+        label = classes.get(clip.path)
+        if label is not None and clip.label != label:
+            raise UserError(
+                f"{clip.path} is {clip.label!r} by its table, and {label!r} by its folder: if the table is "
+                "right, name its column with --label-column."
+            )
+
+
+def check_all_named(source: Source, tree: Tree) -> None:
+    """Raises UserError where clips in class folders of splits are in no table."""
+    there = {clip.path for clips in source.splits.values() for clip in clips}
+    for file in tree.audio:
+        is_of_split = len(parts(file)) > 2 and split_meant(parts(file)[0])
+        if is_of_split and str(tree.folder / file) not in there:
+            raise UserError(f"{file}, in a split's class folder, is in no table.")
 
 
 def demo_folder(cache_dir: Path) -> Path:
@@ -94,11 +156,35 @@ def demo_folder(cache_dir: Path) -> Path:
 # What the library `datasets` has: from the Hub, or saved by it
 
 
-def load_saved(name: str, folder: Path, columns: Columns) -> Source:
-    """A folder that Dataset.save_to_disk or DatasetDict.save_to_disk wrote."""
-    with loading(name, is_local=True):
-        loaded = import_datasets().load_from_disk(str(folder))
-    return load_tables(Source(name), loaded, columns, folder)
+def saved_in(name: str, folder: Path) -> dict[str | None, Path]:
+    """The folders in which datasets' save_to_disk has put rows, each with its split; none where it has not.
+
+    That is the folder itself, or folders in it that are called like splits. Raises UserError for others.
+    """
+
+    def is_saved(place: Path) -> bool:
+        return any(all(os.path.exists(place / file) for file in files) for files in SAVED)
+
+    if is_saved(folder):
+        return {None: folder}
+    saved = sorted(entry.name for entry in entries_of(folder) if is_saved(Path(entry.path)))
+    if not all(map(split_meant, saved)):
+        raise UserError(f"{name} holds saved data sets, {named(saved)}: give one, as {name}/{saved[0]}.")
+    return {split: folder / split for split in saved}
+
+
+def load_saved(name: str, root: Path, saved: dict[str | None, Path], columns: Columns) -> Source:
+    """What Dataset.save_to_disk or DatasetDict.save_to_disk wrote in `root`, or in folders in it."""
+    source = Source(name)
+    tree = walk(root)
+    beside = [file for file in tree.audio + tree.others[NO_AUDIO] if not re.search(r"\.(arrow|json)$", file)]
+    if said := counted({"not read": beside}):
+        source.note([f"{name}: of the files beside what was saved, {said[0]}"])
+    for split, folder in saved.items():
+        with loading(str(folder), is_local=True):
+            loaded = import_datasets().load_from_disk(str(folder))
+        load_tables(source, {split: loaded} if split else loaded, columns, folder)
+    return source
 
 
 def load_hub(name: str, columns: Columns, config: str | None, revision: str | None) -> Source:
@@ -123,7 +209,10 @@ def load_hub(name: str, columns: Columns, config: str | None, revision: str | No
 def load_tables(source: Source, loaded: Any, columns: Columns, folder: Path | None) -> Source:
     """The source with the clips of a datasets.DatasetDict, or of a datasets.Dataset."""
     splits = loaded if isinstance(loaded, dict) else {"train": loaded}
-    locations = Locations(folder) if folder else None
+    locations = None
+    if folder is not None:
+        audio_folder = folder_of_audio(columns)
+        locations = Locations(audio_folder, walk(audio_folder)) if audio_folder else Locations(folder)
     for split, rows in splits.items():
         only = None if list(splits) == ["train"] else str(split)  # which a column may divide
         table = table_of(f"{source.name}/{split}" if splits is loaded else source.name, rows)
@@ -138,6 +227,6 @@ def load_tables(source: Source, loaded: Any, columns: Columns, folder: Path | No
 def label_order(labels: Iterable[str]) -> list[str]:
     """The distinct labels, sorted; whole numbers in the order of their values."""
     distinct = sorted(set(labels))
-    if all(label.removeprefix("-").isdecimal() for label in distinct):
+    if all(re.fullmatch(r"-?\d{1,300}", label) for label in distinct):
         distinct.sort(key=int)  # "01" and "1" stay in the order of their names
     return distinct

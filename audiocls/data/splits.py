@@ -1,5 +1,6 @@
 """Which clips train, are evaluated on and test: the splits that a data set has, and ways to divide one."""
 
+import dataclasses
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -12,7 +13,7 @@ from audiocls.config import GUIDE_CONFIGS, TrainConfig
 from audiocls.data.clips import Clip, Source
 from audiocls.data.columns import Columns, alike_labels, clean, split_meant
 from audiocls.data.sources import label_order, load_source
-from audiocls.errors import UserError, named
+from audiocls.errors import UserError, named, number_of
 
 MOST_LONELY = 10  # classes of one clip each that may be meant
 
@@ -34,12 +35,15 @@ class Chosen:
 def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     """Load the data sets that `config` names and pick the splits and labels."""
     columns = Columns.named_in(config)
+    others = dataclasses.replace(columns, are_optional=True)
 
     def load(name: str) -> Source:
         is_main = name == config.dataset
         subset = (config.dataset_config if is_main else None) or GUIDE_CONFIGS.get(name)
         revision = config.dataset_revision if is_main else None
-        return load_source(name, columns, config=subset, revision=revision, cache_dir=cache_dir)
+        return load_source(
+            name, columns if is_main else others, config=subset, revision=revision, cache_dir=cache_dir
+        )
 
     source = load(config.dataset)
     eval_source = load(config.eval_dataset) if config.eval_dataset else source
@@ -54,13 +58,13 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     clips = {part: sources[part].splits[split] if split else [] for part, split in split_of.items()}
     notes: list[str] = []
     commits = {}
-    for one in {id(one): one for one in sources.values()}.values():
+    for one in dict.fromkeys(sources.values()):
         one.use(*(split_of[part] for part in sources if sources[part] is one))
-        notes += one.notes
+        notes += [note for note in one.notes if note not in notes]
         if one.commit is not None:
             commits[one.name] = one.commit
     labels = source.label_names or label_order(clip.label for clip in clips["train"])
-    check_labels(source.name, labels, clips["train"], [*clips["evaluation"], *clips["test"]], notes)
+    check_labels(source, labels, clips["train"], [*clips["evaluation"], *clips["test"]], notes)
     eval_name = config.eval_dataset or eval_split or f"held out of {train_split}"
     return Chosen(**clips, labels=labels, eval_name=eval_name, notes=notes, commits=commits, sources=sources)
 
@@ -131,24 +135,29 @@ def has_clips(source: Source, name: str, taken: Collection[str | None]) -> bool:
 
 
 def check_labels(
-    name: str, labels: list[str], train: list[Clip], others: list[Clip], notes: list[str]
+    source: Source, labels: list[str], train: list[Clip], others: list[Clip], notes: list[str]
 ) -> None:
+    """Raises UserError where the labels are not those of classes, or are not trained; notes twins of them."""
+    name = source.name
+    unlabelled = len(source.left_out.get("without a label", ()))
+    none = number_of(unlabelled, "row")
+    rest = f", and {none} without a label (empty, -1, null, nan)" if unlabelled else ""
     if len(labels) < 2:
         raise UserError(
-            f"{name} has one class, {named(labels)}: a classifier needs at least two. If it is a manifest, "
-            "is --label-column right?"
+            f"{name} has one class, {named(labels)}{rest}: a classifier needs at least two. If it is a "
+            "table, is --label-column right?"
         )
     if len(train) == len({clip.label for clip in train}) > MOST_LONELY:
         raise UserError(f"{name}: each clip has a label of its own. Is --label-column right?")
-    if unknown := {clip.label for clip in others} - set(labels):
+    unknown = sorted({clip.label for clip in others} - set(labels))
+    alike = [" and ".join(map(repr, twins)) for twins in alike_labels([*labels, *unknown])]
+    if unknown:
+        nearly = f" (Nearly the same: {'; '.join(alike)}.)" if alike else ""
         raise UserError(
-            f"The evaluation or test clips have labels that {name} does not train: {named(sorted(unknown))}. "
-            f"It trains: {named(labels)}."
+            f"The evaluation or test clips have labels that {name} does not train: {named(unknown)}. "
+            f"It trains: {named(labels)}.{nearly}"
         )
-    for alike in alike_labels(labels):
-        notes.append(
-            f"{name}: {' and '.join(map(repr, alike))} are classes of their own, and nearly the same"
-        )
+    notes += [f"{name}: {twins} are classes of nearly the same name" for twins in alike]
 
 
 Split = tuple[list[int], list[int]]  # indices to train on, indices to evaluate on

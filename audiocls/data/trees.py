@@ -8,10 +8,10 @@ from pathlib import Path
 from audiocls.data.audio import AUDIO_SUFFIXES
 from audiocls.errors import InputOutputFailed
 
-HIDDEN, NO_AUDIO, AGAIN = "hidden", "not audio", "links to a folder that was read"
+HIDDEN, NO_AUDIO, AGAIN, RUN = "hidden", "not audio", "links to a folder that was read", "of a run"
 
 
-@dataclass
+@dataclass(eq=False)
 class Tree:
     """The files and folders below a folder, named relative to it and sorted."""
 
@@ -22,41 +22,65 @@ class Tree:
 
 
 def walk(folder: Path) -> Tree:
-    """Everything below `folder`; audio is told by its suffix.
+    """Everything below `folder`, sorted; audio is told by its suffix.
 
-    A link to a folder is followed, unless it leads to a folder above, or to one that was read in the same
-    class: loops end. Raises InputOutputFailed where a folder cannot be read.
+    Links to folders are followed, after all other folders: each folder is read once, and loops end. Raises
+    InputOutputFailed where a folder cannot be read.
     """
     tree = Tree(folder)
-    status = os.stat(folder)
-    visited: dict[str, set[tuple[int, int]]] = defaultdict(set)  # below each class, or split and class
-    pending = [("", frozenset([(status.st_dev, status.st_ino)]), False)]
-    while pending:
-        inside, above, is_hidden = pending.pop()
-        for entry in entries_of(folder / inside, must_be=not is_hidden):
+    read = {identity(folder)}
+    pending: list[str] = [""]
+    links: list[str] = []
+    while pending or links:
+        if pending:
+            inside = pending.pop()
+        else:
+            links.sort(reverse=True, key=parts)
+            inside = links.pop()
+            if identity(folder / inside) in read:
+                tree.others[AGAIN].append(inside)
+                continue
+            read.add(identity(folder / inside))
+        tree.folders.append(inside)
+        for entry in entries_of(folder / inside):
             path = os.path.join(inside, entry.name)
-            hides = is_hidden or entry.name.startswith(".")
-            if not entry.is_dir(follow_symlinks=False) and not (
-                entry.is_symlink() and os.path.isdir(entry.path)
-            ):
-                if hides or not is_audio(entry.name):
-                    tree.others[HIDDEN if hides else NO_AUDIO].append(path)
-                else:
-                    tree.audio.append(path)
-                continue
-            status = os.stat(entry.path)
-            identity = (status.st_dev, status.st_ino)
-            in_class = visited[os.sep.join(path.split(os.sep)[:2])]
-            if identity in above or identity in in_class:
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder and os.path.exists(os.path.join(entry.path, "run.json")):
+                tree.others[RUN] += files_below(folder, path)
+            elif entry.name.startswith("."):
+                tree.others[HIDDEN] += files_below(folder, path) if is_folder else [path]
+            elif is_folder and (mine := identity(entry.path)) not in read:
+                read.add(mine)
+                pending.append(path)
+            elif is_folder:  # read by a link from elsewhere
                 tree.others[AGAIN].append(path)
-                continue
-            in_class.add(identity)
-            if not hides:
-                tree.folders.append(path)
-            pending.append((path, above | {identity}, hides))
+            elif entry.is_symlink() and os.path.isdir(entry.path):
+                links.append(path)
+            elif is_audio(entry.name):
+                tree.audio.append(path)
+            else:
+                tree.others[NO_AUDIO].append(path)
+    tree.folders.remove("")
     for names in (tree.audio, tree.folders, *tree.others.values()):
-        names.sort(key=lambda name: name.split(os.sep))
+        names.sort(key=parts)
     return tree
+
+
+def identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def files_below(folder: Path, path: str) -> list[str]:
+    """The files in a folder that is passed over, which need not be readable."""
+    below = os.walk(folder / path)
+    return [
+        os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in below for name in names
+    ]
+
+
+def parts(file: str) -> tuple[str, ...]:
+    return tuple(file.split(os.sep))
 
 
 def entries_of(folder: Path, *, must_be: bool = True) -> list[os.DirEntry]:

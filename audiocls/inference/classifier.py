@@ -17,9 +17,9 @@ from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.collators import Example
 from audiocls.devices import autocast, pick_device, pick_precision
-from audiocls.errors import UserError, out_of_memory_explained
+from audiocls.errors import UserError, out_of_memory_explained, shown
 from audiocls.inference.forms import Recording
-from audiocls.inference.options import shown, some_seconds, whole_number
+from audiocls.inference.options import some_seconds, whole_number
 from audiocls.inference.recordings import Piece, Prediction, ReadOptions, pieces_of
 from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.model.loading import load_for_inference

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from audiocls.data.audio import BadAudio
@@ -105,6 +106,8 @@ def with_own_rate(samples: Array, own_rate: Any, waveform_rate: int | None) -> S
 
 def as_float(recording: Array) -> np.ndarray:
     """float32 of any float, and of int16 and int32 scaled to [-1, 1) as a file's samples are."""
+    if isinstance(recording, Tensor) and (recording.layout is not torch.strided or recording.is_meta):
+        raise BadAudio("is no plain tensor")
     if isinstance(recording, Tensor):
         recording = (recording.float() if recording.is_floating_point() else recording).detach().cpu().numpy()
     if recording.dtype in (np.int16, np.int32):

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from audiocls.data.clips import account
 from audiocls.data.trees import walk
-from audiocls.errors import UserError, one_line
+from audiocls.errors import UserError, number_of, one_line
 
 
 def expand(inputs: Sequence[str]) -> Iterable[str]:
@@ -28,7 +28,7 @@ def files_of(name: str) -> list[str]:
         return [name]
     tree = walk(Path(name))
     total = len(tree.audio) + sum(map(len, tree.others.values()))
-    said = account(name, f"{total} files", {"": len(tree.audio)}, tree.others)
+    said = account(name, number_of(total, "file"), {"": len(tree.audio)}, tree.others)
     if not tree.audio:
         raise UserError(f"The folder {name} holds no audio files. ({said})")
     if tree.others:

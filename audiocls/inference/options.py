@@ -1,10 +1,9 @@
 """The values of Classifier's arguments, checked: a wrong one is a sentence that says what is allowed."""
 
-import reprlib
 from numbers import Integral, Real
 from typing import Any
 
-from audiocls.errors import UserError, one_line
+from audiocls.errors import UserError, shown
 
 MOST_SECONDS = 1e9  # thirty years: what infinity is taken for
 
@@ -30,7 +29,3 @@ def some_seconds(name: str, value: Any, *, otherwise: str = "") -> float:
 
 def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def shown(value: Any) -> str:
-    return one_line(reprlib.repr(value))

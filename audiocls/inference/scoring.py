@@ -11,10 +11,10 @@ from audiocls.config import GUIDE_CONFIGS, InferConfig
 from audiocls.data.cache import cache_folder
 from audiocls.data.clips import Clip
 from audiocls.data.columns import Columns, clean
-from audiocls.data.prepare import MOST_NAMED
 from audiocls.data.sources import load_source
 from audiocls.data.splits import check_columns, find_split, only_split
 from audiocls.errors import UserError, named, one_line
+from audiocls.findings import MOST_NAMED
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import SCORES, all_scores, confusion_matrix
 
@@ -39,7 +39,7 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
     for note in source.notes:
         print(f"note: {one_line(note)}", file=sys.stderr)
     clips = source.splits[split]
-    print(one_line(f"data: {source.account({split: len(clips)})}"), file=sys.stderr)
+    print(one_line(f"data: {source.account({f'classify ({split})': len(clips)})}"), file=sys.stderr)
     return clips
 
 

@@ -1,15 +1,13 @@
 """The last layer of a trained model, for other labels: a label that both have keeps its row."""
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from audiocls.errors import named
-
-MOST_NAMED = 3  # labels in a note
+from audiocls.data.columns import clean
+from audiocls.errors import MOST_EXAMPLES, named
 
 Tensors = dict[str, Tensor]
 
@@ -38,28 +36,18 @@ def head_for(
         rest = {name: tensor for name, tensor in tensors.items() if name not in layer_names}
         return rest, f"its head fits no labels that its config.json names: all {len(labels)} are new"
 
-    row_of = {plain(label): row for row, label in enumerate(trained_labels)}
+    row_of = {clean(label): row for row, label in enumerate(trained_labels)}
     weight, bias = torch.zeros(len(labels), width), torch.zeros(len(labels))
     spread = config.init_std if config.model_type == "whisper" else config.initializer_range
     nn.init.normal_(weight, std=spread)
     for new_row, label in enumerate(labels):
-        if (old_row := row_of.get(plain(label))) is not None:
+        if (old_row := row_of.get(clean(label))) is not None:
             weight[new_row], bias[new_row] = (tensor[old_row] for tensor in old)
 
-    trained = {plain(label) for label in labels}
-    new = [label for label in labels if plain(label) not in row_of]
-    gone = [label for label in trained_labels if plain(label) not in trained]
-    return tensors | dict(zip(layer_names, (weight, bias), strict=True)), (
-        f"labels kept from its head: {len(labels) - len(new)}; new: {counted(new)}; "
-        f"not trained any more: {counted(gone)}"
-    )
-
-
-def plain(label: str) -> str:
-    """A label as it is compared: one Unicode form, no white space around it."""
-    return unicodedata.normalize("NFC", label).strip()
-
-
-def counted(labels: Sequence[str]) -> str:
-    """`0`, or `2 (down, up)`."""
-    return f"{len(labels)} ({named(labels, MOST_NAMED)})" if labels else "0"
+    trained = {clean(label) for label in labels}
+    new = [label for label in labels if clean(label) not in row_of]
+    gone = [label for label in trained_labels if clean(label) not in trained]
+    said = f"its head is kept for {len(labels) - len(new)} labels"
+    said += f", new for {len(new)} ({named(new, MOST_EXAMPLES)})" if new else ""
+    said += f"; {len(gone)} that it had are not trained ({named(gone, MOST_EXAMPLES)})" if gone else ""
+    return tensors | dict(zip(layer_names, (weight, bias), strict=True)), said
