@@ -78,7 +78,7 @@ def write_clips(folder: Path, seconds: Sequence[float], sampling_rates: Sequence
 
 
 def write_parquet(folder: Path, split: str) -> None:
-    """`folder/<split>.parquet`: the same clips as a data set on the Hub has them, for theirs.
+    """`<folder>-parquet/<split>.parquet`: the same clips as a data set on the Hub has them, for theirs.
 
     (datasets' own `audiofolder` needs torchcodec even to list the files.)
     """
@@ -88,7 +88,9 @@ def write_parquet(folder: Path, split: str) -> None:
     files = sorted((folder / split).rglob("*.wav"))
     audio = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
     labels = [LABELS.index(file.parent.name) for file in files]
-    pyarrow.parquet.write_table(pyarrow.table({"audio": audio, "label": labels}), folder / f"{split}.parquet")
+    beside = Path(f"{folder}-parquet")
+    beside.mkdir(exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"audio": audio, "label": labels}), beside / f"{split}.parquet")
 
 
 def save_backbone(folder: Path, config: dict[str, Any], *, is_classifier: bool = False) -> Path:

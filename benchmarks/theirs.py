@@ -82,7 +82,7 @@ def load_clips(folder: str | Path) -> Any:
     features = datasets.Features(
         {"audio": datasets.Audio(decode=False), "label": datasets.ClassLabel(names=LABELS)}
     )
-    files = {split: str(Path(folder, f"{split}.parquet")) for split in ("train", "validation")}
+    files = {split: str(Path(f"{folder}-parquet", f"{split}.parquet")) for split in ("train", "validation")}
     return datasets.load_dataset("parquet", data_files=files, features=features)
 
 

@@ -259,7 +259,7 @@ def test_labels_edited_by_hand_count_once_the_checksums_are_deleted(run: Path) -
     (run / "best" / "checksums.json").unlink()
     assert load_for_inference(str(run)).backbone.labels == ("x", "y", "z")
     (note,) = load_for_training(open_backbone(str(run)), ["z"], seed=0).notes
-    assert note.endswith("labels kept from its head: 1; new: 0; not trained any more: 2 (x, y)")
+    assert note.endswith("labels whose row of its head is kept: 1; new: 0; of its own not trained: 2 (x, y)")
 
 
 def test_a_revision_of_what_is_not_on_the_hub_is_refused(run: Path) -> None:

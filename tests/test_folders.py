@@ -478,7 +478,7 @@ def test_a_table_of_something_else_beside_class_folders_is_named(tmp_path: Path,
 def test_a_table_of_test_clips_beside_class_folders_is_a_line(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path / "sounds", {"dog": 2, "cat": 2})
     write_table(folder / "test.csv", ("path", "label"), [("dog/00.wav", "dog")])
-    assert said(load(folder), "not read").endswith("not read, beside class folders: test.csv")
+    assert said(load(folder), "not read").endswith("tables not read, beside class folders: test.csv")
 
 
 def test_lists_of_splits_in_any_spelling_and_what_is_in_two_of_them(tmp_path: Path) -> None:
@@ -555,6 +555,8 @@ def test_a_table_that_gives_clips_other_labels_than_their_folders_is_refused(
     assert f"Give --dataset {folder / table}, or move it out" in message
     write_table(folder / table, ("path", "label"), [("a.wav", "Actor_01"), ("b.wav", "Actor_02")])
     assert said(load(folder), "not read").endswith(f"beside class folders: {table}")
+    write_table(folder / table, ("path", "label"), [("a.wav", "7"), ("b.wav", "8")])
+    assert classes(load(folder)) == {"Actor_01", "Actor_02"}
 
 
 @pytest.mark.parametrize(

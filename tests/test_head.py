@@ -65,7 +65,7 @@ def test_labels_in_another_order_give_transformers_logits_in_that_order(
     torch.testing.assert_close(logits_of(loaded), expected, rtol=0, atol=1e-6)  # float32 rounding
     before, after = last_layer(load_for_inference(str(tmp_path))), last_layer(loaded)
     assert all(torch.equal(new, old[[2, 0, 1]]) for new, old in zip(after, before, strict=True))
-    assert loaded.notes == [f"{tmp_path}: labels kept from its head: 3; new: 0; not trained any more: 0"]
+    assert loaded.notes == [f"{tmp_path}: labels whose row of its head is kept: 3; new: 0"]
 
 
 @pytest.mark.parametrize("stock", [False, True], ids=["", "stock"])
@@ -86,8 +86,8 @@ def test_rows_of_new_labels_are_drawn_as_transformers_draws_a_new_head(
     assert new_weight[1:-1].std() == pytest.approx(0.5, rel=0.1)  # of 1,200 values and more: 2% is usual
     assert not new_bias[1:-1].any()
     assert loaded.notes == [
-        f"{tmp_path}: labels kept from its head: 2; new: 50 (new 0, new 1, new 2 and 47 more); "
-        "not trained any more: 1 (left)"
+        f"{tmp_path}: labels whose row of its head is kept: 2; new: 50 (new 0, new 1, new 2 and 47 more); "
+        "of its own not trained: 1 (left)"
     ]
     again, _ = last_layer(train_on(tmp_path, "up", *many, "down", stock=stock))
     assert torch.equal(again, new_weight)  # by the seed

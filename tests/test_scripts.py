@@ -163,8 +163,8 @@ def test_a_run_trains_on_from_another_by_the_names_of_its_labels(tmp_path: Path)
     on = script("train.py", "--dataset", "two.csv", "--model", "runs/one-tiny/", *few, cwd=tmp_path)
     assert on.returncode == 0, on.stderr
     note = (
-        "note: runs/one-tiny/best: labels kept from its head: 1; new: 2 (a cow, bird); "
-        "not trained any more: 2 (down, up)"
+        "note: runs/one-tiny/best: labels whose row of its head is kept: 1; new: 2 (a cow, bird); "
+        "of its own not trained: 2 (down, up)"
     )
     assert note in on.stdout.splitlines()
     assert (tmp_path / "runs" / "two-one-tiny" / "best" / "config.json").exists()

@@ -28,10 +28,10 @@ from audiocls.tables import Table, read_table
 
 def add_tables(
     source: Source, tables: dict[Path, str | None], columns: Columns, around: Tree | None = None
-) -> None:
-    """Add the clips of these files, each with its split, if it is one's.
+) -> set[str]:
+    """Add the clips of tables, each of which may be of one split, and return the files used, absolute.
 
-    Files are found in --audio-folder, or else beside their table and `around` it. What no row names of the
+    The audio is found in --audio-folder, or else beside its table and `around` it. What no row names of the
     files there is noted.
     """
     audio_folder = folder_of_audio(columns)
@@ -63,6 +63,7 @@ def add_tables(
         }
         if said := counted(left):
             source.note([f"{tree.folder}: files that no row names: {'; '.join(said)}"])
+    return used
 
 
 def folder_of_audio(columns: Columns) -> Path | None:

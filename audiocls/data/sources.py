@@ -12,7 +12,7 @@ from typing import Any
 
 from audiocls.config import is_missing_path
 from audiocls.data.clips import Source, counted
-from audiocls.data.columns import Columns, split_meant
+from audiocls.data.columns import Columns, is_number, say_the_same, split_meant
 from audiocls.data.demo import write_demo
 from audiocls.data.folders import (
     check_class_folders,
@@ -79,8 +79,8 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
         source.holds = "rows"
         source.note([f"{name}: read as tables: {named(list(tables))}"])
         try:
-            add_tables(source, {folder / file: split for file, split in tables.items()}, columns, tree)
-            check_all_named(source, tree)
+            paths = {folder / file: split for file, split in tables.items()}
+            check_all_named(tree, add_tables(source, paths, columns, tree))
             check_one_reading(source, tree, columns)
         except UserError as error:
             classes = folders_with_audio(tree)
@@ -92,9 +92,10 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
             ) from None
         return source
     check_class_folders(name, tree)
-    for file in filter(is_table, tree.others[NO_AUDIO]):
-        check_other_table(name, tree, file, columns)
-        source.note([f"{name}: not read, beside class folders: {file}"])
+    if others := list(filter(is_table, tree.others[NO_AUDIO])):
+        for file in others:
+            check_other_table(name, tree, file, columns)
+        source.note([f"{name}: tables not read, beside class folders: {named(others)}"])
     for split, clips in class_clips(name, tree, source.notes).items():
         source.add(split, clips)
     for why, files in tree.others.items():
@@ -117,25 +118,30 @@ def check_other_table(name: str, tree: Tree, file: str, columns: Columns) -> Non
 
 
 def check_one_reading(source: Source, tree: Tree, columns: Columns) -> None:
-    """Raises UserError where the tables give clips other labels than the folders that they lie in do."""
-    classes = {str(tree.folder / file): class_of(file) for file in tree.audio}
-    if columns.label is not None or len({*classes.values()} - {None}) < 2:
+    """Raises UserError where the tables give clips other labels than the folders that they lie in do.
+
+    Numbers may stand for the folders' names.
+    """
+    folders = {str(tree.folder / file): class_of(file) for file in tree.audio}
+    if columns.label is not None or len({*folders.values()} - {None}) < 2:
         return
-    for clip in (clip for clips in source.splits.values() for clip in clips):
-        label = classes.get(clip.path)
-        if label is not None and clip.label != label:
+    clips = [clip for clips in source.splits.values() for clip in clips if folders.get(clip.path)]
+    pairs = [(clip.label, folders[clip.path]) for clip in clips]
+    if say_the_same(list(zip(*pairs, strict=True))) and all(is_number(label) for label, _ in pairs):
+        return
+    for clip, (label, folder) in zip(clips, pairs, strict=True):
+        if label != folder:
             raise UserError(
-                f"{clip.path} is {clip.label!r} by its table, and {label!r} by its folder: if the table is "
+                f"{clip.path} is {label!r} by its table, and {folder!r} by its folder: if the table is "
                 "right, name its column with --label-column."
             )
 
 
-def check_all_named(source: Source, tree: Tree) -> None:
-    """Raises UserError where clips in class folders of splits are in no table."""
-    there = {clip.path for clips in source.splits.values() for clip in clips}
+def check_all_named(tree: Tree, used: set[str]) -> None:
+    """Raises UserError where a clip in a class folder of a split is none of the files `used` by tables."""
     for file in tree.audio:
         is_of_split = len(parts(file)) > 2 and split_meant(parts(file)[0])
-        if is_of_split and str(tree.folder / file) not in there:
+        if is_of_split and str(tree.folder.absolute() / file) not in used:
             raise UserError(f"{file}, in a split's class folder, is in no table.")
 
 

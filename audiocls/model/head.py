@@ -47,7 +47,7 @@ def head_for(
     trained = {clean(label) for label in labels}
     new = [label for label in labels if clean(label) not in row_of]
     gone = [label for label in trained_labels if clean(label) not in trained]
-    said = f"its head is kept for {len(labels) - len(new)} labels"
-    said += f", new for {len(new)} ({named(new, MOST_EXAMPLES)})" if new else ""
-    said += f"; {len(gone)} that it had are not trained ({named(gone, MOST_EXAMPLES)})" if gone else ""
+    new_names = f" ({named(new, MOST_EXAMPLES)})" if new else ""
+    said = f"labels whose row of its head is kept: {len(labels) - len(new)}; new: {len(new)}{new_names}"
+    said += f"; of its own not trained: {len(gone)} ({named(gone, MOST_EXAMPLES)})" if gone else ""
     return tensors | dict(zip(layer_names, (weight, bias), strict=True)), said
