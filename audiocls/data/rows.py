@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from audiocls.data.clips import Clip, FileAudio, Source, StoredAudio, counted
+from audiocls.data.clips import Audio, Clip, FileAudio, Source, StoredAudio, counted
 from audiocls.data.columns import (
     Columns,
     asked_column,
@@ -106,36 +106,19 @@ def add_table(
     if split_column and (num_empty := splits.count(None)):
         notes.append(f"{table.file}: {number_of(num_empty, 'row')} with no {split_column!r}, to train on")
 
-    rows = None
-    cells: Sequence[Any] | None = None
-    if table.rows is None or audio_column not in table.audio_columns:
-        cells = table.cells(audio_column)
-    else:
-        rows = audio_rows(table, audio_column)
-        cells = paths_alone(rows) if locations else None
-    files: Sequence[str | None] | None = None
-    if cells is not None and locations is None:
-        raise UserError(
-            f"{table.file}: the column {audio_column!r} holds no audio. Name it with --audio-column."
-        )
-    if cells is not None and locations is not None:
-        files = locations.of_cells(table, cells, notes)
-        if not split_column and split is None:
-            splits = splits_in_names(table, files, notes) or nothing
-
-    find = locations.find if locations else str
+    files, audios = recordings(table, audio_column, locations, notes)
+    if files and not split_column and split is None:
+        splits = splits_in_names(table, files, notes) or nothing
+    names = files or [f"{table.file}/{index}" for index in range(len(table))]
     clips: dict[str, list[Clip]] = {}
-    for index, (label, group, of) in enumerate(zip(labels, groups, splits, strict=True)):
+    for name, audio, label, group, of in zip(names, audios, labels, groups, splits, strict=True):
         of_split = clips.setdefault(of or split or "train", [])
-        name = files[index] if files else f"{table.file}/{index}"
-        if label is not None and name is not None:
-            audio = FileAudio(name) if files else StoredAudio(rows, index, find)
+        if label is not None and name is not None and audio is not None:
             of_split.append(Clip(name, audio, label, group))
     for of_all, some in clips.items():
         source.add(of_all, some)
+
     pathless = table.missing(files) if files else []
-    if len(pathless) == len(table):
-        raise UserError(f"{table.file} names no file in the column {audio_column!r}.")
     unlabelled = table.missing(labels)
     if pathless:
         unlabelled = sorted(set(unlabelled) - set(pathless))
@@ -149,6 +132,29 @@ def add_table(
         notes.append(f"{table.file}: names of {label_column!r} that differ in form alone are one class")
     source.note(notes)
     return files
+
+
+def recordings(
+    table: Table, column: str, locations: Locations | None, notes: list[str]
+) -> tuple[Sequence[str | None] | None, Sequence[Audio | None]]:
+    """The file that each row names, if rows do, and the recording of each; None for a row that names none.
+
+    Raises UserError where the column holds neither.
+    """
+    is_held = table.rows is not None and column in table.audio_columns
+    rows = audio_rows(table, column) if is_held else None
+    cells: Sequence[Any] | None = table.cells(column) if rows is None else None
+    if rows is not None and locations is not None:
+        cells = paths_alone(rows)
+    if cells is None:
+        find = locations.find if locations else str
+        return None, [StoredAudio(rows, index, find) for index in range(len(table))]
+    if locations is None:
+        raise UserError(f"{table.file}: the column {column!r} holds no audio. Name it with --audio-column.")
+    files = locations.of_cells(table, cells, notes)
+    if not any(files):
+        raise UserError(f"{table.file} names no file in the column {column!r}.")
+    return files, [None if file is None else FileAudio(file) for file in files]
 
 
 def audio_rows(table: Table, column: str) -> Any:
