@@ -31,7 +31,7 @@ MARKS = {  # the first bytes of a text that says how it is encoded
 }
 WINDOWS = "cp1252"  # of Western Europe and America: what its programs write where they write no Unicode
 IN_NO_TEXT = bytes([*range(8), *range(0x0E, 0x20)])
-csv.field_size_limit(2**24)  # characters of a cell: a transcript of hours
+csv.field_size_limit(2**24)  # characters of a cell, for the whole process: a transcript of hours
 MOST_SHARED = 10_000  # different cells of a column that are kept in memory once, however often they come
 
 
@@ -62,6 +62,12 @@ class Table:
     def where(self, row: int) -> str:
         """How a message names a row."""
         return f"{self.file}: {self.place_is} {self.places[row]}"
+
+    def is_text(self, column: str) -> bool:
+        """Whether a column holds text that costs little to read: no images, arrays or recordings."""
+        if self.rows is None:
+            return column not in self.audio_columns
+        return getattr(self.rows.features[column], "dtype", "") in ("string", "large_string")
 
     def missing(self, cells: Sequence[Any]) -> list[int]:
         """The places of the rows where these are None."""
@@ -97,15 +103,14 @@ def open_text(path: Path, notes: list[str]) -> io.TextIOWrapper:
     """
     with open_regular(path) as file:
         start = file.read(4)
-        encoding = next((name for mark, name in MARKS.items() if start.startswith(mark)), "utf-8")
+        may_be = [name for mark, name in MARKS.items() if start.startswith(mark)][:1] or ["utf-8", WINDOWS]
         if len(start) == 4 and start[0::2] == b"\0\0" != start[1::2]:
-            encoding = "utf-16-be"  # without a mark: two letters of English, each in two bytes
+            may_be = ["utf-16-be"]  # without a mark: two letters of English, each in two bytes
         elif len(start) == 4 and start[1::2] == b"\0\0" != start[0::2]:
-            encoding = "utf-16-le"
-        if encoding == "utf-8" and not is_text(file, encoding):
-            encoding = WINDOWS
-        if not is_text(file, encoding):
-            raise UserError(f"{path} is no text: save it as UTF-8.")
+            may_be = ["utf-16-le"]
+        encoding = next((name for name in may_be if is_text(file, name)), None)
+    if encoding is None:
+        raise UserError(f"{path} is no text: save it as UTF-8.")
     if encoding == WINDOWS:
         notes.append(f"{path} is not UTF-8: read as {WINDOWS}, in which {odd_line(path)}")
     return io.TextIOWrapper(open_regular(path), encoding, newline="")
@@ -273,13 +278,11 @@ def read_json_lines(path: Path) -> Table:
                 continue
             try:
                 row = parse(line.strip())
-            except (ValueError, RecursionError) as error:
-                why = (
-                    f"{error.msg}, character {error.colno}"
-                    if isinstance(error, json.JSONDecodeError)
-                    else error
-                )
+            except json.JSONDecodeError as error:
+                why = f"{error.msg}, character {error.colno}"
                 raise UserError(f"{path}: line {number} is not valid JSON: {why}.") from None
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}: line {number} is not valid JSON: {error}.") from None
             if not isinstance(row, dict):
                 raise UserError(f"{path}: line {number} is no JSON object, as {{...}}.")
             stripped = {name.strip(): cell for name, cell in row.items()}

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from architectures import CONFIGS, save_backbone
+from architectures import CONFIGS, fine_tuned, save_backbone
 from safetensors.torch import load_file, save_file
 from transformers import pipeline
 
@@ -123,3 +123,10 @@ def spread_logits(loaded: LoadedModel) -> None:
         logits = model(**batch.inputs)
         head.weight /= logits.std()
         head.bias /= logits.std()
+
+
+def classifier_of(name: str) -> Classifier:
+    """A Classifier of that architecture, of random weights, whose scores differ."""
+    loaded = fine_tuned(name, LABELS)
+    spread_logits(loaded)
+    return Classifier(loaded, torch.device("cpu"))

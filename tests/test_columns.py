@@ -351,4 +351,4 @@ def test_sets_that_are_only_evaluated_on_need_not_have_the_columns_that_training
     columns = {"label_column": "word", "split_column": "part", "group_column": "speaker"}
     data = prepared(path, eval_dataset=str(other), **columns)
     assert (len(data.train), len(data.evaluation)) == (12, 2)
-    assert any("no column 'word', 'speaker', 'part'" in note for note in data.notes)
+    assert any("read without the columns 'word', 'speaker', 'part'" in note for note in data.notes)

@@ -631,3 +631,19 @@ def test_a_list_of_training_clips_says_how_many_are_in_none_and_one_of_nothing_i
     assert "6 clips in no list are trained on too" in said(load(folder), "in no list")
     (folder / "validation_list.txt").write_text("x/0.wav\n")
     assert "validation_list.txt names no clip that is there" in refusal(folder)
+
+
+def test_a_link_to_no_table_beside_class_folders_is_passed_over(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"dog": 1, "cat": 1})
+    (folder / "labels.csv").symlink_to("gone.csv")
+    assert said(load(folder), "not read").endswith("labels.csv")
+
+
+def test_audio_elsewhere_is_accounted_for_beside_a_folder_of_a_longer_name(tmp_path: Path) -> None:
+    folder = write_clips_of(tmp_path / "set", ["other.wav"])
+    audio = write_clips_of(tmp_path / "set audio", ["a.wav", "unused.wav"])
+    write_table(folder / "train.csv", ("path", "label"), [("a.wav", "x")])
+    notes = [note for note in load(folder, audio_folder=str(audio)).notes if "no row names" in note]
+    assert [note.rpartition(": ")[2] for note in notes] == [
+        *("1 audio, such as other.wav", "1 audio, such as unused.wav")
+    ]

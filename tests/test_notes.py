@@ -12,7 +12,7 @@ import torch
 from architectures import fine_tuned
 from conftest import SAMPLING_RATE
 from data_helpers import config_for, noise, run_script, write_table
-from test_architectures import LABELS, spread_logits
+from test_architectures import LABELS, classifier_of
 
 from audiocls.data.audit import audit
 from audiocls.data.prepare import prepare_data
@@ -45,12 +45,6 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (sound, _) in PLANTED.items():
         soundfile.write(folder / f"{name}.wav", sound, RATE, subtype="FLOAT")
     return folder
-
-
-def classifier_of(name: str) -> Classifier:
-    loaded = fine_tuned(name, LABELS)
-    spread_logits(loaded)
-    return Classifier(loaded, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

@@ -417,3 +417,26 @@ def test_an_error_in_json_names_one_line(tmp_path: Path) -> None:
 def test_a_transcript_of_several_lines_with_commas_is_a_cell(tmp_path: Path) -> None:
     text = 'path,label,said\na.wav,x,"hello, you\nworld, and, more"\nb.wav,y,"one\ntwo, three, four"\n'
     assert labels(load(write(tmp_path / "clips.csv", text))) == ["x", "y"]
+
+
+def test_of_columns_that_are_not_used_only_text_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    from audiocls import tables
+
+    columns = {"path": ["a.wav"], "label": ["x"], "phase": ["train"], "embedding": [[0.5] * 4], "age": [3]}
+    path = save_rows(tmp_path / "clips.parquet", columns)
+    read: list[str] = []
+    made = tables.table_of
+
+    def watched(name: str, rows: datasets.Dataset) -> tables.Table:
+        table = made(name, rows)
+        cells = table.cells
+        table.cells = lambda column: (read.append(column), cells(column))[1]
+        return table
+
+    monkeypatch.setattr(tables, "table_of", watched)
+    assert "phase may say" in said(load(path), "may say")
+    assert set(read) == {"path", "label", "phase"}

@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from architectures import fine_tuned
 from data_helpers import noise
-from test_architectures import LABELS, spread_logits, waveforms
+from test_architectures import LABELS, classifier_of, waveforms
 
 from audiocls.data.audio import BadAudio, Levels, decode
 from audiocls.data.resampling import resample, resample_blocks
@@ -20,12 +18,6 @@ from audiocls.inference.recordings import ReadOptions, in_blocks
 from audiocls.inference.windows import first, windows
 
 RATE = 16_000
-
-
-def classifier_of(name: str) -> Classifier:
-    loaded = fine_tuned(name, LABELS)
-    spread_logits(loaded)
-    return Classifier(loaded, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")

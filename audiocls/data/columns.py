@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from audiocls.errors import UserError, named, number_of, shown
-from audiocls.tables import Table
+from audiocls.tables import Table, is_in_quotes
 
 # The usual names of columns, as `plain` writes them; the guide's come first, and are taken before others.
 USUAL_COLUMNS = {
@@ -33,7 +33,7 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 NO_LABEL = ("", "-1", "nan", "null", "<na>", "#n/a")  # in small letters
-MAY_BE_NO_LABEL = ("none", "na", "n/a")  # a class or an empty cell: taken for classes, with a word
+MAY_BE_NO_LABEL = ("none", "na", "n/a")  # a class or an empty cell: taken for classes, with a note
 MOST_SPLITS = 50  # different values of a column that may be names of splits
 INVISIBLE = "\ufeff\u200b"  # beside white space: left by editors at a cell's ends
 
@@ -142,12 +142,12 @@ def has_labels(table: Table, columns: Columns) -> bool:
 
 
 def columns_of(columns: Columns, table: Table, notes: list[str]) -> Columns:
-    """Those of the columns asked for that the table has, where it need not have all."""
+    """The columns asked for; of a table that need not have all of them, those that it has."""
     asked = {"label": columns.label, "group": columns.group, "split": columns.split}
     lacking = [kind for kind, name in asked.items() if name is not None and not column_called(name, table)]
     if not columns.are_optional or not lacking:
         return columns
-    notes.append(f"{table.file}: no column {named([repr(asked[kind]) for kind in lacking])}")
+    notes.append(f"{table.file}: read without the columns {named([repr(asked[kind]) for kind in lacking])}")
     nothing: dict[str, Any] = dict.fromkeys(lacking)
     return replace(columns, **nothing)
 
@@ -212,8 +212,8 @@ def note_unused(table: Table, used: Sequence[str | None], notes: list[str]) -> N
     if not unused:
         return
     notes.append(f"{table.name}: columns not used: {named(unused)}")
-    texts = [column for column in unused if column not in table.audio_columns]
-    if dividing := [column for column in texts if holds_splits(table.cells(column))]:
+    of_text = filter(table.is_text, unused)
+    if dividing := [column for column in of_text if holds_splits(table.cells(column))]:
         notes.append(f"{table.name}: {named(dividing)} may say which rows are to test: see --split-column")
 
 
@@ -248,8 +248,7 @@ def texts(table: Table, column: str, kind: str, notes: list[str]) -> list[str | 
             changed[cell] += 1
         if text is not None and text in doubtful:
             doubtful[text] += 1
-    quoted = [text for text in made if text and len(text) > 1 and text[0] == text[-1] == '"']
-    if quoted:
+    if quoted := [text for text in made if text and is_in_quotes(text)]:
         rows = number_of(len(quoted), "row")
         notes.append(f"{table.file}: the {kind} is in quote marks in {rows}, such as {quoted[0]}")
     if changed:

@@ -11,7 +11,7 @@ from typing import Any
 from audiocls.data.columns import clean, written_out
 from audiocls.data.trees import Tree, entries_of, is_audio, parts
 from audiocls.errors import MOST_EXAMPLES, UserError, named, number_of, shown
-from audiocls.tables import Table
+from audiocls.tables import Table, is_in_quotes
 
 
 class Locations:
@@ -62,8 +62,7 @@ class Locations:
         """Where the file of that name is; where there is none, where it would be. Raises ValueError."""
         path = name if re.match(r"[A-Za-z]:[\\/]", name) else os.path.join(self.folder, name)
         spelled = name.strip().replace("\\", "/")
-        if len(spelled) > 1 and spelled[0] == spelled[-1] == '"':
-            spelled = spelled[1:-1]
+        spelled = spelled[1:-1] if is_in_quotes(spelled) else spelled
         for relative in (name, spelled):
             if ".." in relative and Path(os.path.normpath(relative)).parts[:1] == ("..",):
                 raise ValueError(

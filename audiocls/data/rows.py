@@ -50,9 +50,7 @@ def add_tables(
         files = add_table(source, table, columns, locations[place], split)
         holds_audio |= files is None
         used |= {os.path.abspath(file) for file in files or () if file}
-    is_around = (
-        around and audio and os.path.realpath(audio.folder).startswith(os.path.realpath(around.folder))
-    )
+    is_around = around and audio and audio.folder.resolve().is_relative_to(around.folder.resolve())
     for tree in (around,) if is_around else (around, audio):
         if tree is None:
             continue

@@ -31,6 +31,7 @@ from audiocls.storage import failing_as, unfinished_folder
 from audiocls.tables import FORMATS, table_of
 from audiocls.version import __version__
 
+MOST_BESIDE = 2**27  # bytes of a table beside class folders that is looked into
 # What datasets' save_to_disk leaves in a folder: of several splits, or of one.
 SAVED = (["dataset_dict.json"], ["state.json", "dataset_info.json"])
 
@@ -105,9 +106,11 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
 
 def check_other_table(name: str, tree: Tree, file: str, columns: Columns) -> None:
     """Raises UserError where a table that is not read gives clips other labels than their folders do."""
-    other = Source(file)
+    other, path = Source(file), tree.folder / file
+    if not path.is_file() or path.stat().st_size > MOST_BESIDE:
+        return
     try:
-        add_tables(other, {tree.folder / file: None}, columns, tree)
+        add_tables(other, {path: None}, columns, tree)
     except UserError:  # no table of clips
         return
     try:

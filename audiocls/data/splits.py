@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,13 +69,11 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     return Chosen(**clips, labels=labels, eval_name=eval_name, notes=notes, commits=commits, sources=sources)
 
 
-def check_columns(columns: Columns, sources: Iterable[Source]) -> None:
+def check_columns(columns: Columns, sources: Collection[Source]) -> None:
     """Raises UserError where columns are named and nothing has any."""
-    names = [source.name for source in sources if source.holds != "rows"]
-    if columns.flags and len(names) == len(list(sources)):
-        raise UserError(
-            f"{names[0]} is a folder, which has no columns: {named(columns.flags)} needs a table."
-        )
+    if columns.flags and all(source.holds != "rows" for source in sources):
+        name = next(source.name for source in sources)
+        raise UserError(f"{name} is a folder, which has no columns: {named(columns.flags)} needs a table.")
 
 
 def splits_meant(source: Source, name: str) -> list[str]:
