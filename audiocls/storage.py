@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import stat
-import tempfile
+import uuid
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -88,8 +88,8 @@ def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
     unfinished, old = folder.with_name(f".{folder.name}.unfinished"), folder.with_name(f".{folder.name}.old")
     with failing_as(folder):
         shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
         try:
+            unfinished.mkdir(parents=True)
             yield unfinished
             files = {path.name: describe(path) for path in sorted(unfinished.iterdir())}
             (unfinished / CHECKSUMS).write_text(json.dumps({**about, "files": files}, indent=2))
@@ -100,9 +100,11 @@ def complete_folder(folder: Path, **about: Any) -> Iterator[Path]:
                 folder.rename(old)
             unfinished.rename(folder)
             fsync(folder.parent)
-        finally:
+            shutil.rmtree(old, ignore_errors=True)
+        finally:  # a signal may have raised Stopped between any two of these
             shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+            finish_swap(folder)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def finish_swap(folder: Path) -> None:
@@ -229,15 +231,18 @@ def unfinished_folder(place: Path) -> Iterator[Path]:
     """
     place.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(place.parent, "unfinished-")
-    while True:
-        unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=place.parent))
-        with contextlib.suppress(FileNotFoundError):  # another process has removed it as abandoned
-            if lock(unfinished):
-                break
+    unfinished = None
     try:
+        while True:
+            unfinished = place.with_name(f"unfinished-{uuid.uuid4().hex}")
+            unfinished.mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it as abandoned
+                if lock(unfinished):
+                    break
         yield unfinished
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove_abandoned(folder: Path, prefix: str) -> None:
