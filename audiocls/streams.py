@@ -4,7 +4,8 @@ import contextlib
 import os
 import sys
 import threading
-from typing import Self, TextIO
+from collections.abc import Iterator
+from typing import TextIO
 
 from audiocls.errors import one_line
 
@@ -19,35 +20,45 @@ def say(text: str, file: TextIO | None = None) -> None:
 
 
 class QuietStderr:
-    """Silences what C libraries write to file descriptor 2 while any thread is inside a `with` block of it.
+    """Silences what C libraries write to file descriptor 2 while any thread is inside `with quiet_stderr():`.
 
     libmpg123, for one, writes a few lines for each broken frame. Python's sys.stderr shares the descriptor:
     what must be seen meanwhile is written to a copy made before (`os.dup`).
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.num_inside = 0
+        self.lock = threading.RLock()
+        self.inside: set[object] = set()  # one for each `with` block
         self.real: int | None = None  # where descriptor 2 led, while it leads nowhere
 
-    def __enter__(self) -> Self:
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        this = object()
+        try:
+            self.enter(this)
+            yield
+            self.leave(this)
+        finally:  # also where a signal raises Stopped on the way in or out: its line must be seen
+            self.leave(this)
+
+    def enter(self, block: object) -> None:
         with self.lock:
-            self.num_inside += 1
-            if self.num_inside == 1:
+            self.inside.add(block)
+            if self.real is None:
                 with contextlib.suppress(OSError):  # closed already: nothing to keep quiet
                     self.real = os.dup(2)
                     nowhere = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(nowhere, 2)
                     os.close(nowhere)
-        return self
 
-    def __exit__(self, *error: object) -> None:
+    def leave(self, block: object) -> None:
+        """Let go of descriptor 2, if nobody else is inside; doing so again changes nothing."""
         with self.lock:
-            self.num_inside -= 1
-            if self.num_inside == 0 and self.real is not None:
+            if self.real is not None and self.inside <= {block}:
                 os.dup2(self.real, 2)
-                os.close(self.real)
-                self.real = None
+                real, self.real = self.real, None
+                os.close(real)
+            self.inside.discard(block)
 
 
 quiet_stderr = QuietStderr()

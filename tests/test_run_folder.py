@@ -2,17 +2,13 @@
 
 import contextlib
 import errno
-import itertools
 import json
 import os
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import FrameType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from audiocls import storage
 from audiocls.config import TrainConfig
-from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, Stopped, UserError, exit_code_of
+from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
 from audiocls.storage import (
     checksums_of,
     complete_file,
@@ -31,7 +27,6 @@ from audiocls.storage import (
     finish_swap,
     lock,
     remove_abandoned,
-    unfinished_folder,
     write_text,
 )
 from audiocls.training.checkpoint import check_room, export_best, step_folder
@@ -249,74 +244,6 @@ def test_only_folders_that_nobody_works_in_are_abandoned() -> None:
     finally:
         os.kill(alive, signal.SIGKILL)
         os.waitpid(alive, 0)
-
-
-def write_folder(place: Path, content: str) -> None:
-    with complete_folder(place) as unfinished:
-        (unfinished / "file").write_text(content)
-
-
-def write_cache(place: Path, content: str) -> None:
-    with unfinished_folder(place) as unfinished:
-        (unfinished / "file").write_text(content)
-        unfinished.rename(place)
-
-
-def stopped_at(number: int, work: Callable[[], object]) -> bool:
-    """Whether Stopped, raised before the `number`-th instruction of storage.py that `work` runs, ended it."""
-    left = number
-
-    def trace(frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        nonlocal left
-        if frame.f_code.co_filename not in (storage.__file__, contextlib.__file__):
-            return None
-        frame.f_trace_opcodes = True
-        left -= event == "opcode"
-        if left == 0:
-            raise Stopped
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        work()
-    except Stopped:
-        return True
-    finally:
-        sys.settrace(before)
-    return left <= 0  # in a generator's finalizer, which lets nothing out
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a file is closed late
-@pytest.mark.parametrize(
-    ("write", "replaces"),
-    [
-        (write_text, False),
-        (write_text, True),
-        (write_folder, False),
-        (write_folder, True),
-        (write_cache, False),
-    ],
-)
-def test_wherever_a_signal_stops_a_write_only_what_is_whole_is_left(
-    tmp_path: Path, write: Callable[[Path, str], None], replaces: bool
-) -> None:
-    def content(place: Path) -> str:
-        return (place / "file" if place.is_dir() else place).read_text()
-
-    for number in itertools.count(1):
-        place = tmp_path / str(number) / "place"
-        place.parent.mkdir()
-        if replaces:
-            write(place, "old")
-        was_stopped = stopped_at(number, partial(write, place, "new"))
-        assert list(place.parent.iterdir()) in ([[place]] if replaces else [[], [place]]), number
-        if place.exists():
-            assert content(place) == "new" or (replaces and content(place) == "old"), number
-        if not was_stopped:
-            break
-    assert number > 100
-    assert content(place) == "new"
 
 
 # A disk that is full

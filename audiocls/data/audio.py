@@ -133,7 +133,7 @@ def open_audio(audio: Path | bytes, to_rate: int) -> Iterator[soundfile.SoundFil
         with io.BytesIO(audio) if isinstance(audio, bytes) else open_regular(audio) as content:
             # A file by its descriptor: libsndfile then reads it without Python, and closes what it is given.
             source = content if isinstance(content, io.BytesIO) else os.dup(content.fileno())
-            with quiet_stderr:
+            with quiet_stderr():
                 file = soundfile.SoundFile(source)
             with file:
                 if file.format not in CONTAINERS or file.subtype not in CODECS:
@@ -166,7 +166,7 @@ def blocks(file: soundfile.SoundFile, levels: Levels, frames: float = math.inf) 
     """
     while frames > 0:
         wanted = int(min(BLOCK_VALUES // file.channels, frames))
-        with quiet_stderr:
+        with quiet_stderr():
             read = file.read(wanted, dtype="float32", always_2d=True)
         if len(read):
             yield mono(read, levels)

@@ -135,7 +135,7 @@ class StepProfiler:
         if self.steps_seen == WARM_UP_STEPS:
             on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
             self.tracer = profile(activities=[ProfilerActivity.CPU, *on_gpu], acc_events=True)
-            with quiet_stderr:  # its own words, of no use here
+            with quiet_stderr():  # its own words, of no use here
                 self.tracer.start()
             self.phase.is_traced = True
         elif self.steps_seen == timed_from:
@@ -151,7 +151,7 @@ class StepProfiler:
         if self.tracer is None:
             return
         self.phase.is_traced = False
-        with quiet_stderr:
+        with quiet_stderr():
             self.tracer.stop()
         self.parts = part_times(self.tracer.events() or [], on_gpu=self.device.type == "cuda")
         try:
