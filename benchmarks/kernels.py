@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
 
 from common import BASE, SAMPLING_RATE, SMALL, Row, interleaved, parser, report
@@ -33,6 +33,7 @@ def main() -> None:
     rows = []
     for clips, seconds in SIZES:
         rows += kernel_rows(make_step(config, clips, seconds), f"{clips} x {seconds:g} s", rounds)
+    rows.append(whisper_row(rounds))
     quick = ["--quick"] * args.quick
 
     def in_a_process(memory: str) -> float:
@@ -96,6 +97,41 @@ def kernel_rows(step: Callable[[], float], name: str, rounds: int) -> list[Row]:
     seconds = interleaved({"all": step, **ways, "none": lambda: without(*torchs)}, rounds=rounds)
     rows = [Row(f"{kernel}, {name}", "s", seconds["all"], seconds[kernel]) for kernel in torchs]
     return [*rows, Row(f"all of these, {name}", "s", seconds["all"], seconds["none"])]
+
+
+def whisper_row(rounds: int) -> Row:
+    """A step of transformers' own Whisper, of the shape of its tiny encoder, on 16 clips of 1 s."""
+    import torch
+
+    from audiocls.model import stock
+    from audiocls.training.loss import loss_sum
+
+    transformers = stock.import_transformers()
+    config = transformers.WhisperConfig(
+        d_model=384,
+        encoder_layers=4,
+        encoder_attention_heads=6,
+        encoder_ffn_dim=1536,
+        decoder_layers=1,
+        decoder_attention_heads=6,
+        max_source_positions=50,
+        num_labels=14,
+    )
+    model = stock.StockModel(transformers.WhisperForAudioClassification(config)).train()
+    input_features, labels = torch.randn(16, 80, 100), torch.arange(16) % 14
+
+    def step() -> float:
+        began = time.perf_counter()
+        loss_sum(model(input_features=input_features), labels).backward()
+        model.zero_grad()
+        return time.perf_counter() - began
+
+    def torchs_step() -> float:
+        with mock.patch.object(stock, "OneDNNMode", nullcontext):
+            return step()
+
+    seconds = interleaved({"oneDNN": step, "torch's": torchs_step}, rounds=rounds)
+    return Row("linear in Whisper, 16 x 1 s", "s", seconds["oneDNN"], seconds["torch's"])
 
 
 @contextmanager

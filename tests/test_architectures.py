@@ -13,9 +13,9 @@ from transformers import pipeline
 from audiocls.data.collators import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier
-from audiocls.model import loading
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
+from audiocls.model.freezing import check_can_freeze, freeze
 from audiocls.model.loading import load_for_inference, load_for_training, open_backbone
 
 LABELS = ["down", "left", "up"]
@@ -65,6 +65,8 @@ def test_saved_model_scores_as_the_pipeline_whatever_shares_its_batch(
     loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
     spread_logits(loaded)
     save_model(loaded, tmp_path)
+    # So that what is saved can be taken back into the model: to go on, or to score the test set.
+    assert set(load_file(tmp_path / "model.safetensors")) == set(loaded.model.state_dict())
     recordings = waveforms(16_000, loaded.backbone.min_samples, 5_000, 5_000, 16_000, 23_456)
     ours = Classifier(load_for_inference(str(tmp_path)), torch.device("cpu"))(
         recordings, sampling_rate=16_000, top_k=2, batch_size=3
@@ -83,10 +85,10 @@ def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architectur
     loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
     if name in HAVE_NO_FEATURE_ENCODER:
         with pytest.raises(UserError, match="no convolutional encoder"):
-            loading.check_can_freeze(loaded.backbone, cache_features=False)
+            check_can_freeze(loaded.backbone, "feature-encoder")
     else:
-        loading.check_can_freeze(loaded.backbone, cache_features=False)
-        loading.freeze_feature_encoder(loaded)
+        check_can_freeze(loaded.backbone, "feature-encoder")
+        freeze(loaded, "feature-encoder")
         frozen = [key for key, p in loaded.model.named_parameters() if not p.requires_grad]
         assert any(".feature_extractor.conv_layers.0." in key for key in frozen)
 

@@ -19,12 +19,8 @@ from audiocls.data.collators import Example
 from audiocls.errors import UserError
 from audiocls.model.encoder import SpeechClassifier
 from audiocls.model.files import save_model
-from audiocls.model.loading import (
-    check_can_freeze,
-    load_for_inference,
-    load_for_training,
-    open_backbone,
-)
+from audiocls.model.freezing import check_can_freeze
+from audiocls.model.loading import load_for_inference, load_for_training, open_backbone
 from audiocls.model.settings import ARCHITECTURES, TINY, EncoderConfig
 from audiocls.model.stock import padding_changes_nothing
 
@@ -484,10 +480,10 @@ def test_stock_models_are_only_batched_with_padding_that_they_mask() -> None:
 
 
 def test_features_are_cached_only_for_our_own_forward_pass() -> None:
-    check_can_freeze(open_backbone("tiny"), cache_features=True)
-    check_can_freeze(open_backbone("tiny", stock=True), cache_features=False)
+    check_can_freeze(open_backbone("tiny"), "feature-encoder", cache_features=True)
+    check_can_freeze(open_backbone("tiny", stock=True), "feature-encoder", cache_features=False)
     with pytest.raises(UserError, match="--cache-features needs"):
-        check_can_freeze(open_backbone("tiny", stock=True), cache_features=True)
+        check_can_freeze(open_backbone("tiny", stock=True), "feature-encoder", cache_features=True)
 
 
 def test_tiny_has_the_same_weights_in_either_forward_pass() -> None:

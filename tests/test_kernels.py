@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from audiocls.model.kernels import attention, draw_kept, dropout, linear, long_convolution
+from audiocls.model.kernels import OneDNNMode, attention, draw_kept, dropout, linear, long_convolution
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -110,3 +110,21 @@ def test_long_convolutions_give_torchs_values_and_gradients(
         for one, other in zip(*results, strict=True):
             # Relative to the largest value: a transform's error is spread over all of them.
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+def test_within_the_mode_linear_layers_of_any_code_give_torchs_numbers_and_gradients() -> None:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Linear(48, 32), nn.GELU(), nn.Linear(32, 4, bias=False))
+    inputs = torch.randn(2, 7, 48, requires_grad=True)
+
+    def run() -> list[torch.Tensor]:
+        outputs = layers(inputs)
+        return [outputs, *torch.autograd.grad(outputs.square().sum(), [inputs, *layers.parameters()])]
+
+    theirs = run()
+    with OneDNNMode():
+        ours = run()
+        assert "OneDNNLinear" in type(layers(inputs).grad_fn.next_functions[0][0]).__name__
+        assert nn.Linear(3, 4)(torch.randn(3)).shape == (4,)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from audiocls.data.collators import (
     SpecAugment,
     SpectrogramCollator,
     WaveformCollator,
+    collate_pooled,
 )
 from audiocls.model.settings import EncoderConfig, frames_after_each
 from audiocls.model.stock import padding_changes_nothing
@@ -52,9 +53,9 @@ class Backbone:
     def min_samples(self) -> int:
         """The model's receptive field: a shorter clip gives not one frame."""
         if not self.takes_waveforms:
-            # Every filter bank here has windows of 25 ms, 10 ms apart; Wav2Vec2-BERT joins `stride` of them.
+            # Wav2Vec2-BERT joins `stride` windows of its filter bank.
             windows = getattr(self.feature_extractor, "stride", 1)
-            return round((0.025 + 0.010 * (windows - 1)) * self.sampling_rate)
+            return samples_of_filter_windows(windows, self.sampling_rate)
         frames = getattr(self.config, "squeeze_factor", 1)  # SEW pools its frames
         if self.config.model_type == "wav2vec2-conformer":
             frames = 2  # its batch norm cannot train on one
@@ -67,7 +68,7 @@ class Backbone:
             case "whisper":
                 return self.feature_extractor.n_samples
             case "audio-spectrogram-transformer":
-                return round((0.025 + 0.010 * (self.feature_extractor.max_length - 1)) * self.sampling_rate)
+                return samples_of_filter_windows(self.feature_extractor.max_length, self.sampling_rate)
         return None
 
     def frames_of_samples(self, samples: int) -> int:
@@ -83,6 +84,11 @@ class Backbone:
         return samples
 
 
+def samples_of_filter_windows(windows: int, sampling_rate: int) -> int:
+    """Samples that the windows of a filter bank span: in every one here they are of 25 ms, 10 ms apart."""
+    return round((0.025 + 0.010 * (windows - 1)) * sampling_rate)
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model with its feature extractor, ready for use."""
@@ -90,7 +96,9 @@ class LoadedModel:
     model: Any  # a SpeechClassifier or a StockModel, float32
     backbone: Backbone
     notes: list[str] = field(default_factory=list)
-    takes_features: bool = False  # whether clips have been through its convolutional encoder already
+    # What its forward pass is given of a clip: "audio", or what a frozen part of it has made of that, the
+    # "features" of its convolutions or the "pooled" states of its encoder (training/features.py).
+    takes: str = "audio"
 
     @property
     def padding_invariant(self) -> bool:
@@ -115,18 +123,22 @@ class LoadedModel:
     def collator(self, edges: tuple[int, ...] = ()) -> Collator:
         """What makes batches for it; waveforms are padded to the next of `edges`, in samples."""
         backbone = self.backbone
+        if self.takes == "pooled":
+            return collate_pooled
+        if self.takes == "features":
+            return FeatureCollator(backbone.samples_of_frames)
         if not backbone.takes_waveforms:
             return SpectrogramCollator(backbone.feature_extractor)
-        if self.takes_features:
-            return FeatureCollator(backbone.samples_of_frames)
         with_lengths = not backbone.is_stock or backbone.feature_extractor.return_attention_mask
         return WaveformCollator(backbone.feature_extractor, with_lengths, edges)
 
     def training_collator(self, seed: int, edges: tuple[int, ...] = ()) -> Collator:
         """The same with SpecAugment's masks, where the model is configured to have them."""
         config, collate = self.backbone.config, self.collator(edges)
-        if config.model_type == "whisper" or not getattr(config, "apply_spec_augment", True):
-            return collate  # Whisper draws its own
+        if self.takes == "pooled" or not getattr(config, "apply_spec_augment", True):
+            return collate
+        if config.model_type == "whisper":  # draws its own
+            return collate
         frames, channels = (
             Spans(
                 getattr(config, f"mask_{axis}_prob", 0),

@@ -3,7 +3,7 @@
 Wav2Vec2, HuBERT, UniSpeech, UniSpeech-SAT and WavLM under a classification head: one forward pass for
 training and for classifying. The mathematics and the parameters' names and shapes are those of transformers'
 classes (settings.ARCHITECTURES): their weights are loaded here, and they load what is saved here. Two things
-are added: padding changes no result, and SpecAugment's masks and a frozen encoder's features are arguments.
+are added: padding changes no result, and SpecAugment's masks and what a frozen part made are arguments.
 Attributes have transformers' names, too: `encoder.encoder` is the transformer.
 
     input_values    float32 [batch, samples]            waveforms, zero-padded on the right
@@ -52,6 +52,7 @@ class SpeechClassifier(nn.Module):
         masked_frames: Tensor | None = None,
         masked_channels: Tensor | None = None,
         features: Tensor | None = None,
+        pooled: Tensor | None = None,
     ) -> Tensor:
         """Logits, float [batch, labels], of clips whose result does not depend on what is padded beside them.
 
@@ -62,7 +63,10 @@ class SpeechClassifier(nn.Module):
             masked_channels: bool [batch, hidden], likewise; None: nowhere.
             features: float [batch, channels, frames], instead of `input_values` what the convolutions made of
                 them. `lengths` counts samples all the same.
+            pooled: float [batch, layers + 1, hidden], instead of all these what `pooled_states` made of them.
         """
+        if pooled is not None:
+            return self.head(pooled)
         states: list[Tensor] | None = [] if self.config.use_weighted_layer_sum else None
         hidden_states, is_real = self.encoder(
             input_values, lengths, masked_frames, masked_channels, features, states
@@ -77,6 +81,24 @@ class SpeechClassifier(nn.Module):
             else:
                 pooled = projected.masked_fill(~is_real, 0).sum(1) / is_real.sum(1)
             return self.classifier(pooled)
+
+    def pooled_states(self, input_values: Tensor) -> Tensor:
+        """All that the head takes of one clip, float [1, layers + 1, hidden]: means of its hidden states.
+
+        They are taken over the frames, of the hidden state before the first layer and of those after each.
+        """
+        states: list[Tensor] = []
+        self.encoder(input_values, states=states)
+        return torch.stack(states, 1).mean(2)
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """The logits of `pooled_states`: as in `forward`, whose steps after the encoder are all linear.
+
+        So the mean over frames may come first.
+        """
+        with part("head"):
+            hidden_states = (self.layer_weights.softmax(-1)[:, None] * pooled).sum(1)
+            return self.classifier(self.projector(hidden_states))
 
 
 class Encoder(nn.Module):

@@ -232,7 +232,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     backbone, extractor = loaded.backbone, loaded.backbone.feature_extractor
     folder.mkdir(parents=True, exist_ok=True)
     if backbone.is_stock:
-        loaded.model.model.save_pretrained(folder)
+        # Under the names that its own state has: AST's published ones are others, which no checkpoint takes.
+        loaded.model.model.save_pretrained(folder, save_original_format=False)
     else:
         about = {
             "architectures": [backbone.config.architecture],

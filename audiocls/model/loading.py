@@ -36,6 +36,7 @@ from audiocls.model.files import (
 from audiocls.model.head import head_for
 from audiocls.model.settings import TINY, EncoderConfig, WaveformExtractor, is_like
 from audiocls.model.stock import StockModel, import_transformers, load_stock, stock_config_class
+from audiocls.model.window import cut_positions
 from audiocls.streams import say
 
 MOST_SECONDS_A_FRAME = 60
@@ -146,13 +147,16 @@ def check_config(backbone: Backbone) -> None:
 
 
 def load_for_training(backbone: Backbone, labels: Sequence[str], *, seed: int) -> LoadedModel:
-    """The backbone's weights in float32, under a head for `labels`: `head_for`'s, or random."""
+    """The backbone's weights in float32, under a head for `labels`: `head_for`'s, or random.
+
+    The positions of a window that `cut_window` cut are the first of the longer one.
+    """
     torch.manual_seed(seed)
     kind, name, trained_labels = backbone.config.model_type, backbone.name, backbone.labels
     backbone = dataclasses.replace(backbone, labels=tuple(labels), problem_type="single_label_classification")
     notes = []
     with loading_weights(name):
-        tensors = tensors_of(backbone)
+        tensors = cut_positions(tensors_of(backbone), backbone.config)
         if name != "tiny":
             tensors, about_head = head_for(labels, trained_labels, tensors, backbone.config)
             notes += [f"{name}: {about_head}"] if about_head else []
@@ -209,7 +213,9 @@ def build_model(backbone: Backbone, tensors: dict[str, Tensor]) -> tuple[nn.Modu
             model = SpeechClassifier(config, len(labels))
         if take_over(model, tensors):
             return model, [], []
-        config = stock_config(name, *read_settings(name, backbone.revision, "config.json"))
+        path, values = read_settings(name, backbone.revision, "config.json")
+        weighted = {"use_weighted_layer_sum": config.use_weighted_layer_sum}  # which a frozen encoder gets
+        config = stock_config(name, path, values | weighted)
     theirs, unfit, unused = load_stock(name, config, labels, backbone.problem_type, tensors)
     if backbone.is_stock:
         return StockModel(theirs), unfit, unused
@@ -252,25 +258,3 @@ def check_forward(loaded: LoadedModel) -> LoadedModel:
 
 def first_of(names: Sequence[str]) -> str:
     return named(names, 3) + (" tensors" if len(names) > 3 else "")
-
-
-def check_can_freeze(backbone: Backbone, *, cache_features: bool) -> None:
-    """Raises UserError where the model has no convolutional encoder, or none whose output can be cached."""
-    if not backbone.takes_waveforms:
-        name = backbone.name
-        raise UserError(
-            f"{name} has no convolutional encoder of waveforms: leave out --freeze-feature-encoder."
-        )
-    if cache_features and backbone.is_stock:
-        kind = backbone.config.model_type
-        raise UserError(
-            f"--cache-features needs audiocls's forward pass; transformers' own {kind} runs: leave it out."
-        )
-
-
-def freeze_feature_encoder(loaded: LoadedModel) -> None:
-    """Leave the convolutional encoder out of training."""
-    if isinstance(loaded.model, SpeechClassifier):
-        loaded.model.encoder.feature_extractor.requires_grad_(False)
-    else:
-        loaded.model.model.freeze_feature_encoder()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from audiocls.errors import UserError
 from audiocls.hub import quiet_transformers
 from audiocls.lean_torch import complete_torch
+from audiocls.model.kernels import OneDNNMode
 from audiocls.model.settings import ARCHITECTURES
 from audiocls.torchaudio_guard import import_torchaudio
 
@@ -94,6 +95,7 @@ class StockModel(nn.Module):
         input_values: Tensor | None = None,
         lengths: Tensor | None = None,
         masked_frames: Tensor | None = None,
+        pooled: Tensor | None = None,
         **inputs: Tensor,
     ) -> Tensor:
         """Logits, float [batch, labels].
@@ -102,8 +104,11 @@ class StockModel(nn.Module):
             input_values: float32 [batch, samples], padded on the right.
             lengths: int64 [batch], the samples of each clip; None: the model is told of no padding.
             masked_frames: bool [batch, frames], True where SpecAugment hides a frame.
+            pooled: float [batch, states, hidden], instead of all these what `pooled_states` made of them.
             inputs: instead of `input_values` what the model's feature extractor makes of them.
         """
+        if pooled is not None:
+            return self.head(pooled)
         if input_values is not None:
             inputs["input_values"] = input_values
             if lengths is not None:
@@ -111,7 +116,28 @@ class StockModel(nn.Module):
                 inputs["attention_mask"] = samples < lengths[:, None]
         if masked_frames is not None:
             inputs["mask_time_indices"] = masked_frames
-        return self.model(**inputs).logits
+        with OneDNNMode():
+            return self.model(**inputs).logits
+
+    def head(self, pooled: Tensor) -> Tensor:
+        """The logits of `pooled_states`: the sum over layers, the projector and the mean commute."""
+        if not hasattr(self.model, "layer_weights"):  # AST
+            return self.model.classifier(pooled[:, 0])
+        pooled = (self.model.layer_weights.softmax(-1)[:, None] * pooled).sum(1)
+        return self.model.classifier(self.model.projector(pooled))
+
+    def pooled_states(self, **inputs: Tensor) -> Tensor:
+        """All that the head takes of one clip, float [1, layers + 1, hidden]: see SpeechClassifier's.
+
+        Of AST, whose head takes no sum over layers, its own pooled output, float [1, 1, hidden].
+        """
+        if not hasattr(self.model, "layer_weights"):
+            return self.model.base_model(**inputs).pooler_output[:, None]
+        with OneDNNMode():
+            states = torch.stack(self.model(**inputs, output_hidden_states=True).hidden_states, 1)
+        if self.model.config.model_type == "wav2vec2-bert":  # whose extractor adds a frame to an odd number
+            states = states[:, :, : inputs["attention_mask"].sum()]
+        return states.mean(2)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Under transformers' own names, as they are saved: without a prefix."""

@@ -1,8 +1,10 @@
-"""Frozen work done once: the frozen convolutional encoder's output, computed before training and read back.
+"""Frozen work done once: what the frozen part of a model makes of each clip, computed before training.
 
-With `--freeze-feature-encoder` that output is a function of the clip alone, and a third of a forward pass.
-Each clip goes through the encoder once, alone, and is kept in half precision in the cache folder, named after
-the clips and the weights: another run on the same data finds it there.
+Of `--freeze feature-encoder` that is the output of the convolutions, a third of a forward pass. Of `--freeze
+encoder` it is all that the head takes: the means over the clip's frames of the encoder's hidden states, from
+which a training step takes a millisecond. Each clip goes through that part once, alone, without dropout and
+masks, and what comes out is kept in the cache folder, named after the clips and the frozen weights: another
+run on the same data finds it there.
 """
 
 import dataclasses
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
@@ -19,57 +22,94 @@ from audiocls.data.collators import Example
 from audiocls.data.prepare import RunData
 from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel
+from audiocls.streams import say
 
 
 @dataclasses.dataclass
 class Features:
-    """What the encoder made of clips: `features[i]` is float16 [frames, channels]."""
+    """What was made of clips: `features[i]` is float16 [frames, channels] or float32 [states, hidden]."""
 
     waveforms: Waveforms
-    cache: FlatFile
+    cache: FlatFile | dict[int, np.ndarray]
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.cache[index]
 
 
 def cache_features(
-    loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device
+    loaded: LoadedModel, data: RunData, takes: str, cache_dir: Path, device: torch.device
 ) -> tuple[LoadedModel, RunData]:
-    """The model, set to take features, and the data with features in the place of waveforms.
+    """The model, set to take "features" or "pooled" states, and the data with them in the place of waveforms.
 
-    Raises InputOutputFailed where the cache folder cannot hold them.
+    What makes them must be frozen. Where the cache folder cannot hold them, pooled states, some kilobytes a
+    clip, are kept in memory; for features it raises InputOutputFailed.
     """
     waveforms: Waveforms = data.train.decoded
-    convolutions = loaded.model.encoder.feature_extractor
-    rows = np.sort(np.concatenate([part.rows for part in data.parts.values()]))
-    frames = np.zeros(len(waveforms.clips), np.int64)
-    frames[rows] = [loaded.backbone.frames_of_samples(int(n)) for n in waveforms.num_samples[rows]]
-    extractor, config = loaded.backbone.feature_extractor, loaded.backbone.config
-    what_else = (extractor.do_normalize, extractor.padding_value, config.feat_extract_activation)
-    made_from = hashlib.sha256(repr(what_else).encode() + frames.tobytes())  # and of which clips can be used
-    for tensor in convolutions.state_dict().values():
-        made_from.update(tensor.cpu().numpy().tobytes())
-    key = cache_key(
-        waveforms.clips, waveforms.sampling_rate, waveforms.max_samples, waveforms.max_decode_seconds
+    rows = np.unique(np.concatenate([part.rows for part in data.parts.values()]))
+    folder = cache_dir / "features" / features_key(loaded, waveforms, rows, takes)
+    lengths = np.zeros(len(waveforms.clips), np.int64)
+    lengths[rows] = [length_of(loaded, takes, int(n)) for n in waveforms.num_samples[rows]]
+    config = loaded.backbone.config
+    dtype, width = (
+        (np.float32, config.hidden_size) if takes == "pooled" else (np.float16, config.conv_dim[-1])
     )
-    folder = cache_dir / "features" / f"{key}-{made_from.hexdigest()[:16]}"
 
-    cache = FlatFile(folder / CacheWriter.VALUES, frames, np.float16, config.conv_dim[-1])
-    if not cache.is_whole():
+    file = FlatFile(folder / CacheWriter.VALUES, lengths, dtype, width)
+    kept: FlatFile | dict[int, np.ndarray] = file
+    if not file.is_whole():
+        pooled: dict[int, np.ndarray] = {}  # some kB a clip: kept in memory where the folder holds nothing
+        say(f"once, before training: {len(rows):,} clips go through what is frozen of the model")
         collate = loaded.collator()
-        convolutions.to(device)
+        loaded.model.to(device).eval()
         with CacheWriter(folder) as writer, torch.inference_mode():
             for row in tqdm(rows, "encoding", disable=None, leave=False):
-                input_values = collate([Example(waveforms[row])]).inputs["input_values"].to(device)
-                writer.write(convolutions(input_values)[0].T.half().contiguous().cpu().numpy())
-            writer.publish({"frames": frames.tolist()})
-        if not cache.is_whole():
-            raise InputOutputFailed(
-                f"{folder} cannot hold {cache.num_bytes / 1e9:.1f} GB of features: leave out "
-                "--cache-features, or name another --cache-dir."
-            )
-    features = Features(waveforms, cache)
+                batch = collate([Example(waveforms[row])]).to(device)
+                values = encoded(loaded, takes, batch.inputs).contiguous().cpu().numpy().astype(dtype)
+                writer.write(values)
+                if takes == "pooled":
+                    pooled[int(row)] = values
+            writer.publish({"lengths": lengths.tolist()})
+        if not file.is_whole():
+            if takes == "features":
+                raise InputOutputFailed(
+                    f"{folder} cannot hold {file.num_bytes / 1e9:.1f} GB of features: leave out "
+                    "--cache-features, or name another --cache-dir."
+                )
+            kept = pooled
+    features = Features(waveforms, kept)
     parts: dict[str, Any] = {
-        part: dataclasses.replace(clips, waveforms=features) for part, clips in data.parts.items()
+        part: dataclasses.replace(clips, waveforms=features, augment=None)
+        for part, clips in data.parts.items()
     }
-    return dataclasses.replace(loaded, takes_features=True), dataclasses.replace(data, **parts)
+    return dataclasses.replace(loaded, takes=takes), dataclasses.replace(data, **parts)
+
+
+def length_of(loaded: LoadedModel, takes: str, num_samples: int) -> int:
+    """How many frames come of a clip of so many samples, or how many states."""
+    if takes == "features":
+        return loaded.backbone.frames_of_samples(num_samples)
+    config = loaded.backbone.config
+    return config.num_hidden_layers + 1 if hasattr(config, "use_weighted_layer_sum") else 1
+
+
+def encoded(loaded: LoadedModel, takes: str, inputs: dict[str, Tensor]) -> Tensor:
+    """What comes of one clip: float [frames, channels] or [states, hidden]."""
+    if takes == "pooled":
+        return loaded.model.pooled_states(**inputs)[0]
+    return loaded.model.encoder.feature_extractor(**inputs)[0].T
+
+
+def features_key(loaded: LoadedModel, waveforms: Waveforms, rows: np.ndarray, takes: str) -> str:
+    """A name for what comes of the clips in `rows`: of the clips, the settings and all that is frozen."""
+    backbone, model = loaded.backbone, loaded.model
+    config = backbone.config.to_dict() if backbone.is_stock else backbone.config.to_json()
+    extractor = backbone.feature_extractor
+    settings = extractor.to_dict() if hasattr(extractor, "to_dict") else extractor.to_json()
+    made_from = hashlib.sha256(repr((takes, config, settings)).encode() + rows.tobytes())
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if not tensor.requires_grad:
+            made_from.update(tensor.detach().cpu().numpy().tobytes())
+    clips_key = cache_key(
+        waveforms.clips, waveforms.sampling_rate, waveforms.max_samples, waveforms.max_decode_seconds
+    )
+    return f"{clips_key}-{made_from.hexdigest()[:16]}"
