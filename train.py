@@ -28,18 +28,16 @@ def main() -> int:
     from audiocls.hub import check_login, say_push
     from audiocls.log.summary import open_log, say_start
     from audiocls.log.trackers import check_installed
-    from audiocls.model.loading import (
-        check_can_freeze,
-        freeze_feature_encoder,
-        load_for_training,
-        open_backbone,
-    )
+    from audiocls.model.freezing import check_can_freeze, freeze, with_layer_sum
+    from audiocls.model.loading import load_for_training, open_backbone
     from audiocls.reporting.audit import keep_audit
     from audiocls.reporting.wrap_up import say_end, wrap_up
     from audiocls.training.checkpoint import check_room
     from audiocls.training.features import cache_features
+    from audiocls.training.head_first import train_head_first
     from audiocls.training.loop import finish, train
     from audiocls.training.memory import advice, fit_batch_size, smaller_work
+    from audiocls.training.rules import fit_window, settle
     from audiocls.training.run_folder import claim_run_folder, write_run
 
     gc.freeze()
@@ -52,20 +50,27 @@ def main() -> int:
     # training.
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision, stock=config.backbone == "transformers")
-    if config.freeze_feature_encoder:
-        check_can_freeze(backbone, cache_features=config.cache_features)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
+    config = settle(config, data, backbone)
+    check_can_freeze(backbone, config.freeze, cache_features=config.cache_features)
+    if config.head_first or config.freeze == "encoder":
+        backbone = with_layer_sum(backbone)
+    if config.cut_window:
+        backbone, data = fit_window(backbone, data)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
-    if config.freeze_feature_encoder:
-        freeze_feature_encoder(loaded)
+    freeze(loaded, config.freeze)
     with out_of_memory_explained(smaller_work(config)):
-        if config.cache_features:
-            loaded, data = cache_features(loaded, data, cache_folder(config.cache_dir), device)
+        cache_dir = cache_folder(config.cache_dir)
+        if config.head_first:
+            loaded = train_head_first(config, loaded, data, cache_dir, device)
+        if config.cache_features or config.freeze == "encoder":
+            takes = "pooled" if config.freeze == "encoder" else "features"
+            loaded, data = cache_features(loaded, data, takes, cache_dir, device)
         check_room(run_folder, loaded.model)
         write_run(run_folder, config, data, backbone, device)
         config = fit_batch_size(config, loaded, data.train, device)
     say_start(config, data, loaded, device, run_folder)
-    keep_audit(run_folder, audit(config.dataset, data))
+    keep_audit(run_folder, audit(config.dataset, data, backbone.max_samples))
 
     with open_log(config, data, loaded, device, run_folder) as log, out_of_memory_explained(advice(config)):
         state = train(config, loaded, data, device, run_folder, log, stop)

@@ -17,8 +17,10 @@ from audiocls.tables import FORMATS
 
 GUIDE_DATASET = "PolyAI/minds14"
 TRACKERS = ("tensorboard", "wandb")
+AUGMENTATIONS = ("speed", "mask")  # functions of data/augment.py
 GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
 BACKBONES = ("audiocls", "transformers")
+FREEZE = ("nothing", "feature-encoder", "encoder", "auto")
 AGGREGATES = ("mean", "max", "vote")
 EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -29,6 +31,7 @@ def option(
     *,
     group: str = "",  # heading in --help of this option and of those after it, up to the next that has one
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),  # that stand for numbers; "auto": see training/rules.py
     least: float = -math.inf,
     most: float = math.inf,
     above: float = -math.inf,
@@ -43,6 +46,13 @@ def option(
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """What `python train.py` does; the defaults are the Hugging Face audio-classification guide's."""
+
+    recipe: str = option(
+        "guide",
+        "the set of settings to begin with; --recipe alone lists them all",
+        group="recipe",
+        choices=("guide", "standard", "frozen", "scratch", "demo"),
+    )
 
     dataset: str = option(
         GUIDE_DATASET,
@@ -87,6 +97,9 @@ class TrainConfig:
     max_seconds: float | None = option(
         1.0, "use only the first seconds of each clip; 'none' for all of it", above=0, most=86_400
     )
+    augment: str | None = option(
+        None, f"vary training clips, by names and commas: {', '.join(AUGMENTATIONS)}", metavar="NAMES"
+    )
     max_decode_seconds: float = option(
         600.0, "refuse recordings of which more than this would have to be decoded", above=0, most=86_400
     )
@@ -104,13 +117,22 @@ class TrainConfig:
         group="model",
     )
     model_revision: str | None = option(None, "branch, tag or commit of a Hub model")
-    freeze_feature_encoder: bool = option(
-        False, "train all but the convolutional encoder (faster, less memory)"
+    freeze: str = option(
+        "nothing",
+        "what is not trained: feature-encoder, the convolutions (faster, less memory); encoder, all but the "
+        "head, from features computed once; auto, the convolutions of a pretrained model",
+        choices=FREEZE,
     )
     cache_features: bool = option(
         False,
-        "with --freeze-feature-encoder, and audiocls's forward pass: compute the encoder's output once, "
+        "with --freeze feature-encoder, and audiocls's forward pass: compute the convolutions' output once, "
         "before training",
+    )
+    head_first: bool = option(
+        False, "train the head of a pretrained model first, on the frozen encoder's output"
+    )
+    cut_window: bool = option(
+        False, "cut the window of a spectrogram model (Whisper, AST) to the length of nearly all clips"
     )
     backbone: str = option(
         "audiocls",
@@ -119,9 +141,15 @@ class TrainConfig:
         choices=BACKBONES,
     )
 
-    learning_rate: float = option(3e-5, "peak learning rate of AdamW", group="training", above=0)
+    learning_rate: float | str = option(
+        3e-5,
+        "peak learning rate of AdamW; 'auto' by the model's size",
+        group="training",
+        words=("auto",),
+        above=0,
+    )
     batch_size: int | str = option(
-        32, "clips in a micro-batch; 'auto' for as many as fit on the GPU", least=1, metavar="N"
+        32, "clips in a micro-batch; 'auto' for as many as fit on the GPU", words=("auto",), least=1
     )
     gradient_accumulation_steps: int = option(4, "micro-batches in an optimizer step", least=1)
     global_batch_size: int | None = option(
@@ -132,7 +160,14 @@ class TrainConfig:
     )
     # On by default, so that --help shows --no-bucket alone: this is its text.
     bucket: bool = option(True, "mix clips of all lengths in a batch, as the guide does: more padding")
-    epochs: int = option(10, "passes over the training clips", least=1)
+    balance_classes: str = option(
+        "no",
+        "draw all classes alike often; auto: where one has ten times as many clips as another",
+        choices=("no", "yes", "auto"),
+    )
+    epochs: int | str = option(
+        10, "passes over the training clips; 'auto' by their number", words=("auto",), least=1
+    )
     max_steps: int | None = option(
         None, "stop after this many optimizer steps, whatever --epochs says", least=1
     )
@@ -153,7 +188,10 @@ class TrainConfig:
         least=1,
     )
     eval_every: int | str = option(
-        "epoch", "evaluate and save every N optimizer steps, or every 'epoch'", least=1, metavar="N"
+        "epoch",
+        "evaluate and save every N optimizer steps, every 'epoch', or 'auto' for about 20 times",
+        words=("epoch", "auto"),
+        least=1,
     )
     checkpoint_every: int | str | None = option(
         None, "save in between, too: every N optimizer steps, or by the clock (10m, 1h)", least=1, metavar="N"
@@ -199,7 +237,11 @@ class TrainConfig:
 
     @property
     def trackers(self) -> list[str]:
-        return [name.strip() for name in self.log_to.split(",")] if self.log_to else []
+        return names_in(self.log_to)
+
+    @property
+    def augmentations(self) -> list[str]:
+        return names_in(self.augment)
 
     @property
     def clips_per_step(self) -> int:
@@ -209,8 +251,6 @@ class TrainConfig:
 
     def problems(self) -> Iterator[str]:
         """What does not fit together, a sentence each."""
-        if self.batch_size != "auto" and not isinstance(self.batch_size, int):
-            yield f"--batch-size is {self.batch_size!r}: give 'auto' or a number of clips."
         if self.split_by == "group" and self.group_column is None:
             yield "--split-by group divides by a column: name it with --group-column."
         if self.split_by != "random" and (self.eval_split or self.eval_dataset):
@@ -218,8 +258,10 @@ class TrainConfig:
                 f"--split-by {self.split_by} holds out a part of train to evaluate on: leave it out, or "
                 "--eval-split and --eval-dataset."
             )
-        if self.cache_features and not self.freeze_feature_encoder:
-            yield "--cache-features keeps what a frozen encoder computes: add --freeze-feature-encoder."
+        if self.cache_features and self.freeze in ("nothing", "auto"):
+            yield "--cache-features keeps what frozen convolutions compute: add --freeze feature-encoder."
+        if self.cache_features and self.freeze == "encoder":
+            yield "--freeze encoder computes features once in any case: leave out --cache-features."
         if self.cache_features and self.backbone == "transformers":
             yield "--cache-features needs audiocls's forward pass: leave out --backbone transformers."
         if self.max_batch_seconds is not None and not self.bucket:
@@ -228,10 +270,15 @@ class TrainConfig:
             yield "--resume continues a run and --overwrite replaces it: give one of them."
         if self.push_dry_run and not self.push_to_hub:
             yield "--push-dry-run says what --push-to-hub NAME would upload: give that too."
-        if unknown := [name for name in self.trackers if name not in TRACKERS]:
-            yield f"--log-to is {', '.join(unknown)!r}: give {' or '.join(TRACKERS)}, or both by comma."
-        if self.eval_every != "epoch" and not isinstance(self.eval_every, int):
-            yield f"--eval-every is {self.eval_every!r}: give 'epoch' or a number of steps."
+        for flag, names, known in (
+            ("--log-to", self.trackers, TRACKERS),
+            ("--augment", self.augmentations, AUGMENTATIONS),
+        ):
+            if unknown := [name for name in names if name not in known]:
+                yield f"{flag} is {', '.join(unknown)!r}: give {' or '.join(known)}, or several by comma."
+        if self.augment and (self.cache_features or self.freeze == "encoder"):
+            what = "--cache-features" if self.cache_features else "--freeze encoder"
+            yield f"--augment changes waveforms, and {what} computes from them once: give --augment none."
         if isinstance(every := self.checkpoint_every, str) and not seconds_of(every):
             yield f"--checkpoint-every is {every!r}: give a number of steps, or a time as 10m."
         if self.output_dir and os.path.realpath(self.output_dir) == os.path.realpath(self.dataset):
@@ -332,25 +379,9 @@ class InferConfig:
         yield from device_problems(self.device)
 
 
-# Named sets of overrides. `guide` is the defaults; `scratch` trains a small model from random weights.
-RECIPES: dict[str, dict[str, Any]] = {
-    "guide": {},
-    "scratch": {
-        "model": "tiny",
-        "learning_rate": 3e-3,
-        "gradient_accumulation_steps": 1,
-        "epochs": 20,
-        "weight_decay": 0.01,
-    },
-    "demo": {
-        "dataset": "demo",
-        "model": "tiny",
-        "learning_rate": 2e-3,
-        "batch_size": 8,
-        "gradient_accumulation_steps": 2,
-        "epochs": 14,
-    },
-}
+def names_in(text: str | None) -> list[str]:
+    """The names between commas; none where nothing was given."""
+    return [name.strip() for name in text.split(",")] if text else []
 
 
 def is_missing_path(name: str) -> bool:

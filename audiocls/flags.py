@@ -14,11 +14,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from audiocls.config import RECIPES, InferConfig, TrainConfig
+from audiocls.config import GUIDE_DATASET, InferConfig, TrainConfig
 from audiocls.errors import InputOutputFailed, UserError
+from audiocls.recipes import RECIPES, settings_of, usual_recipe
 
 Config = TypeVar("Config", TrainConfig, InferConfig)
 
+LIST = object()  # the value of --recipe without a name
+# Where a run was written, and whether it replaced another, is no part of what it did.
+NOT_REPEATED = {"output_dir", "overwrite", "resume", "push_to_hub", "push_dry_run"}
 MOST = 2**31 - 1  # of a whole number of anything
 KIND_NAMES = {
     int: "a whole number",
@@ -30,29 +34,43 @@ KIND_NAMES = {
 
 
 def parse_train(argv: list[str]) -> TrainConfig:
-    """train.py's flags, with defaults < recipe < `--config FILE` < flags. Raises UserError."""
-    about = "Fine-tune a speech encoder to classify audio. The defaults are the Hugging Face guide's."
+    """train.py's flags, with defaults < recipe < `--config FILE` < flags. Raises UserError.
+
+    --recipe without a name lists the recipes and exits.
+    """
+    about = "Fine-tune a speech encoder to classify audio."
     parser = make_parser(TrainConfig, "train.py [options]", about)
-    sets = parser.add_argument_group("sets of settings")
-    sets.add_argument(
-        "--recipe",
-        choices=tuple(RECIPES),
-        help="scratch: a tiny model from random weights; demo: the same on synthetic data (default: guide)",
-    )
+    sets = parser.add_argument_group("short forms and files")
     sets.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
+    sets.add_argument(
+        "--freeze-feature-encoder",
+        dest="freeze",
+        action="store_const",
+        const="feature-encoder",
+        help="short for --freeze feature-encoder",
+    )
     sets.add_argument(
         "--config", metavar="FILE", help="settings from a .toml or .json file, or from a run's run.json"
     )
     flags = vars(parser.parse_args(argv))
     recipe, demo, file = (flags.pop(name, None) for name in ("recipe", "demo", "config"))
+    if recipe is LIST:
+        print(listing())
+        raise SystemExit(0)
     if demo and recipe not in (None, "demo"):
         raise UserError(f"--demo is short for --recipe demo: leave out --recipe {recipe}.")
     settings = read_config_file(Path(os.path.expanduser(file))) if file else {}
-    file_recipe = settings.pop("recipe", "guide")
-    recipe = demo or recipe or file_recipe
-    if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise UserError(f"{file} names the recipe {recipe!r}. There are: {', '.join(RECIPES)}.")
-    return build(TrainConfig, RECIPES[recipe] | settings | flags)
+    dataset = flags.get("dataset", settings.get("dataset", GUIDE_DATASET))
+    recipe = demo or recipe or settings.get("recipe", usual_recipe(dataset))
+    all_names = {field.name for field in dataclasses.fields(TrainConfig)} - NOT_REPEATED
+    if settings.keys() >= all_names and recipe != settings["recipe"]:
+        raise UserError(
+            f"--config {file} holds all settings of a run of --recipe {settings['recipe']}: leave out "
+            f"--recipe {recipe}, or --config."
+        )
+    typed = settings | flags | {"recipe": recipe}
+    is_known = isinstance(recipe, str) and recipe in RECIPES
+    return build(TrainConfig, settings_of(recipe, typed) | typed if is_known else typed)
 
 
 def parse_infer(argv: list[str]) -> InferConfig:
@@ -60,6 +78,18 @@ def parse_infer(argv: list[str]) -> InferConfig:
     usage = "infer.py MODEL (INPUTS ... | --dataset NAME | --export FORMAT --output FILE) [options]"
     parser = make_parser(InferConfig, usage, "Classify audio files with a fine-tuned model.")
     return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
+
+
+def listing() -> str:
+    """Every recipe with its settings and where they come from, as --recipe prints it."""
+    lines = []
+    for name, recipe in RECIPES.items():
+        lines.append(f"{name}: {recipe.about}")
+        lines += [
+            f"  {as_typed(setting, value):34} {why}".rstrip()
+            for setting, (value, why) in recipe.settings.items()
+        ]
+    return "\n".join(lines)
 
 
 def make_parser(config: type, usage: str, description: str) -> argparse.ArgumentParser:
@@ -77,7 +107,13 @@ def make_parser(config: type, usage: str, description: str) -> argparse.Argument
         if about["group"]:
             target = parser.add_argument_group(about["group"])
         help = about["help"]
-        if field.default not in (None, "", ()) and field.type is not bool:
+        standard = RECIPES["standard"].settings.get(field.name) if config is TrainConfig else None
+        if field.name == "recipe":
+            help += f" (default: standard; guide for {GUIDE_DATASET})"
+        elif standard and standard.value != field.default:
+            of_standard, of_guide = ("none" if v is None else v for v in (standard.value, field.default))
+            help += f" (default: {of_standard}; guide: {of_guide})" if field.type is not bool else ""
+        elif field.default not in (None, "", ()) and field.type is not bool:
             help += f" (default: {field.default})"
         help = help.replace("%", "%%")
         if about["positional"]:
@@ -89,10 +125,14 @@ def make_parser(config: type, usage: str, description: str) -> argparse.Argument
                 shown = help if value != field.default else argparse.SUPPRESS
                 target.add_argument(flag, dest=field.name, action="store_const", const=value, help=shown)
         else:
-            allowed = kinds(field)[0].__name__.upper()
+            allowed = "|".join([kinds(field)[0].__name__.upper(), *about["words"]])
             if about["choices"]:
                 allowed = "{" + ",".join(about["choices"]) + "}"
-            target.add_argument(flag_name(field.name), metavar=about["metavar"] or allowed, help=help)
+            name, metavar = flag_name(field.name), about["metavar"] or allowed
+            if field.name == "recipe":
+                target.add_argument(name, metavar=metavar, nargs="?", const=LIST, help=help)
+            else:
+                target.add_argument(name, metavar=metavar, help=help)
     return parser
 
 
@@ -144,8 +184,10 @@ def check(field: dataclasses.Field, value: Any) -> Any:
                 value = kind(value)
     if type(value) is int and float in allowed:
         value = float(value)
-    if type(value) not in allowed:
-        raise ValueError(f"is {value!r}: give {' or '.join(KIND_NAMES[kind] for kind in allowed)}.")
+    words = about["words"]  # in the place of any text
+    if type(value) not in allowed or (words and isinstance(value, str) and value not in words):
+        meant = [KIND_NAMES[kind] for kind in allowed if not (words and kind is str)]
+        raise ValueError(f"is {value!r}: give {' or '.join([*meant, *map(repr, words)])}.")
     if value == "":
         raise ValueError("is empty: give a name.")
     if isinstance(value, str) and not can_be_a_name(value):
@@ -177,6 +219,13 @@ def flag_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def as_typed(name: str, value: Any) -> str:
+    """A setting as it is typed: `--batch-size 8`, `--cut-window`, `--no-cut-window`."""
+    if isinstance(value, bool):
+        return flag_name(name if value else f"no_{name}")
+    return f"{flag_name(name)} {'none' if value is None else value}"
+
+
 def kinds(field: dataclasses.Field) -> tuple[type, ...]:
     """The types a field takes: (int, NoneType) of `int | None`."""
     hint: Any = field.type
@@ -197,7 +246,5 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise UserError(f"--config {path} must hold names and values, as {{'epochs': 5}}.")
     if isinstance(settings.get("config"), dict):
         settings = settings["config"]
-    # Where a run was written, and whether it replaced another, is no part of what it did.
-    places = ("output_dir", "overwrite", "resume", "push_to_hub", "push_dry_run")
-    once = places if path.name == "run.json" else ()
+    once = NOT_REPEATED if path.name == "run.json" else set()
     return {name.replace("-", "_"): value for name, value in settings.items() if name not in once}

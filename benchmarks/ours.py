@@ -2,6 +2,7 @@
 
 import gc
 import runpy
+import sys
 from typing import Any
 
 from common import HERE, Turns
@@ -21,6 +22,7 @@ def main() -> None:
         turns.end(loss=step.loss_sum / step.num_clips)
 
     setattr(RunLog, "advance", advance)  # noqa: B010 - the loop calls it at the end of every step
+    sys.argv[1:1] = ("--recipe", "guide")  # what theirs does
     runpy.run_path(str(HERE.parent / "train.py"), run_name="__main__")
 
 

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--max-seconds", type=float, default=1.0)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--gradient-accumulation-steps", type=int, default=4)
-    parser.add_argument("--freeze-feature-encoder", action="store_true")
+    parser.add_argument("--freeze", choices=("nothing", "feature-encoder"), default="nothing")
     parser.add_argument(
         "--no-checkpointing", action="store_true", help="although the model's config asks for it"
     )
@@ -62,7 +62,7 @@ def main() -> None:
     if args.no_checkpointing and getattr(config, "gradient_checkpointing", False):
         del config.gradient_checkpointing
     model = AutoModelForAudioClassification.from_pretrained(args.model, config=config)
-    if args.freeze_feature_encoder:
+    if args.freeze == "feature-encoder":
         model.freeze_feature_encoder()
     make_trainer(
         model,

@@ -22,7 +22,7 @@ from common import (
 
 OURS = ("--device", "cpu", "--precision", "fp32", "--epochs", 10_000, "--eval-every", 1_000_000_000)
 THEIRS = ("--cpu",)
-FROZEN = ("--freeze-feature-encoder",)
+FROZEN = ("--freeze", "feature-encoder")
 CHECKPOINTING_OFF = ("--no-checkpointing",)
 
 

@@ -168,3 +168,39 @@ def test_a_compiled_model_meets_few_lengths_and_padding_to_them_stays_small() ->
     assert {batch.inputs["input_values"].shape[1] for batch in batches} <= set(edges)
     padding = sum(batch.padding_samples for batch in batches)
     assert padding < 0.3 * sum(batch.num_samples for batch in batches)
+
+
+def test_balanced_classes_are_drawn_alike_often_and_an_epoch_is_as_long() -> None:
+    labels = np.repeat([0, 2, 5], [60, 7, 33])
+    plan = BatchPlan(100, 4, 8, seed=1, epochs=3, balanced_labels=labels)
+    steps = list(plan.steps_from(0, 0))
+    assert len(steps) == plan.total_steps == 39
+    seen = []
+    for epoch in range(3):
+        draws = [
+            draw for step in steps if step.epoch == epoch for part in step.micro_batches for draw in part
+        ]
+        clips = np.array([draw % 100 for draw in draws])
+        assert len(draws) == 100
+        sizes = np.unique(labels[clips], return_counts=True)[1]
+        assert sorted(sizes.tolist()) == [33, 33, 34]
+        assert set(np.flatnonzero(labels == 2)) <= set(clips.tolist())  # all of the smallest, several times
+        seen += draws
+    assert len(set(seen)) == 300, "each use of a clip has a draw of its own"
+    assert len({draw % 100 for draw in seen if draw % 100 < 60}) > 45, "of the largest others each time"
+
+
+def test_a_balanced_run_goes_on_from_any_place_and_still_brings_lengths_together() -> None:
+    generator = np.random.default_rng(0)
+    labels, lengths = generator.integers(0, 3, 50), generator.integers(1, 1_000, 50)
+    plan = BatchPlan(50, 2, 4, seed=1, epochs=2, lengths=lengths, balanced_labels=labels)
+    steps = list(plan.steps_from(0, 0))
+    for place in (1, 7, 13, 20):
+        epoch, step_in_epoch = divmod(place, plan.steps_per_epoch)
+        assert list(plan.steps_from(epoch, step_in_epoch)) == steps[place:]
+
+
+def test_without_balance_a_draw_is_the_epoch_times_the_clips_plus_the_clip() -> None:
+    plan = BatchPlan(10, 4, 4, seed=0, epochs=2)
+    for step in plan.steps_from(0, 0):
+        assert {draw // 10 for part in step.micro_batches for draw in part} == {step.epoch}

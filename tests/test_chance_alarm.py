@@ -17,7 +17,9 @@ def alarm(**settings: Any) -> ChanceAlarm:
     return ChanceAlarm(TrainConfig(**settings), SHARES)
 
 
-@pytest.mark.parametrize(("progress", "epoch", "rings"), [(0.4, 1.9, False), (0.5, 1, True), (0.1, 2, True)])
+@pytest.mark.parametrize(
+    ("progress", "epoch", "rings"), [(0.4, 1.9, False), (0.5, 1, True), (0.2, 2, True), (0.1, 50, False)]
+)
 def test_it_waits_for_half_of_the_steps_or_two_epochs(progress: float, epoch: float, rings: bool) -> None:
     assert (alarm()(progress, epoch, GUESSING) is not None) == rings
 
@@ -47,7 +49,7 @@ def test_knowing_only_how_frequent_the_labels_are_is_guessing_too() -> None:
 def test_on_the_guides_recipe_it_names_what_usually_helps() -> None:
     advice = alarm()(1.0, 10, GUESSING)
     assert advice is not None
-    for flag in ("--epochs 40", "--learning-rate", "--max-seconds", "--freeze-feature-encoder"):
+    for flag in ("--epochs 40", "--learning-rate", "--max-seconds", "--freeze feature-encoder"):
         assert flag in advice
     assert "8.0%" in advice and f"{math.log(14):.3f}" in advice
 
@@ -65,10 +67,16 @@ def test_it_is_silent_in_a_run_of_a_few_steps() -> None:
 
 
 def test_it_does_not_advise_what_is_done_already() -> None:
-    advice = alarm(max_seconds=None, freeze_feature_encoder=True, learning_rate=1e-3)(1.0, 10, GUESSING)
+    advice = alarm(max_seconds=None, freeze="feature-encoder", learning_rate=1e-3)(1.0, 10, GUESSING)
     assert advice is not None
-    for flag in ("--learning-rate", "--max-seconds", "--freeze-feature-encoder"):
+    for flag in ("--learning-rate", "--max-seconds", "--freeze feature-encoder"):
         assert flag not in advice
+
+
+def test_above_a_frozen_encoder_it_advises_a_learning_rate_for_a_head() -> None:
+    low, high = (alarm(freeze="encoder", learning_rate=rate)(1.0, 10, GUESSING) for rate in (1e-4, 3e-3))
+    assert low is not None and "--learning-rate 3e-3" in low
+    assert high is not None and "--learning-rate" not in high
 
 
 def test_it_is_silent_where_only_one_label_is_evaluated() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from data_helpers import ROOT, assert_one_line_error, run_script
 
-from audiocls.config import RECIPES, TrainConfig, seconds_of
+from audiocls.config import TrainConfig, seconds_of
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.flags import parse_infer, parse_train
+from audiocls.recipes import RECIPES
 
 HEAVY = {"torch", "transformers", "datasets", "torchaudio", "soundfile", "tqdm", "huggingface_hub"}
 
@@ -24,7 +25,7 @@ GUIDE: dict[str, Any] = {
     "split_by": "random",
     "max_seconds": 1.0,
     "model": "facebook/wav2vec2-base",
-    "freeze_feature_encoder": False,
+    "freeze": "nothing",
     "learning_rate": 3e-5,
     "batch_size": 32,
     "gradient_accumulation_steps": 4,
@@ -92,7 +93,7 @@ def test_without_flags_everything_is_as_the_guide_has_it() -> None:
 def test_every_flag_of_train_sets_its_field_and_no_other(flag: str, typed: str) -> None:
     field, value = field_of(flag), meant(typed)
     assert getattr(TrainConfig(), field) != value
-    config = parse_train([flag, typed])
+    config = parse_train([flag, typed, "--recipe", "guide"])
     assert config == dataclasses.replace(TrainConfig(), **{field: value})
     assert isinstance(getattr(config, field), str) == isinstance(value, str)
 
@@ -109,7 +110,7 @@ def test_every_flag_of_infer_sets_its_field(flag: str, typed: str) -> None:
     assert getattr(config, field) == meant(typed) != getattr(parse_infer(["model", "a.wav"]), field)
 
 
-@pytest.mark.parametrize("flag", ["--freeze-feature-encoder", "--overwrite", "--resume"])
+@pytest.mark.parametrize("flag", ["--profile", "--overwrite", "--resume"])
 def test_switches_are_off_until_given_and_can_be_taken_back(flag: str) -> None:
     assert getattr(parse_train([]), field_of(flag)) is False
     assert getattr(parse_train([flag]), field_of(flag)) is True
@@ -117,7 +118,8 @@ def test_switches_are_off_until_given_and_can_be_taken_back(flag: str) -> None:
 
 
 def test_demo_is_short_for_its_recipe() -> None:
-    assert parse_train(["--demo"]) == parse_train(["--recipe", "demo"]) == TrainConfig(**RECIPES["demo"])
+    demo = TrainConfig(recipe="demo", **RECIPES["demo"].values)
+    assert parse_train(["--demo"]) == parse_train(["--recipe", "demo"]) == demo
     assert (parse_train(["--demo"]).dataset, parse_train(["--demo"]).model) == ("demo", "tiny")
     assert "--recipe guide" in refusal("--demo", "--recipe", "guide")
 
@@ -139,14 +141,14 @@ def test_a_flag_beats_the_file_beats_the_recipe_beats_the_default(tmp_path: Path
     config = parse_train(["--config", file, "--demo", "--epochs", "7"])
     assert config.epochs == 7  # flag
     assert config.batch_size == 5  # file
-    assert config.gradient_accumulation_steps == RECIPES["demo"]["gradient_accumulation_steps"]
+    assert config.gradient_accumulation_steps == RECIPES["demo"].values["gradient_accumulation_steps"]
     assert config.weight_decay == TrainConfig().weight_decay
 
 
 def test_a_flag_that_repeats_the_default_still_beats_the_file(tmp_path: Path) -> None:
-    file = write_config(tmp_path / "settings.toml", {"epochs": 6, "freeze_feature_encoder": True})
-    config = parse_train(["--config", file, "--epochs", "10", "--no-freeze-feature-encoder"])
-    assert (config.epochs, config.freeze_feature_encoder) == (10, False)
+    file = write_config(tmp_path / "settings.toml", {"epochs": 6, "profile": True})
+    config = parse_train(["--config", file, "--epochs", "10", "--no-profile"])
+    assert (config.epochs, config.profile) == (10, False)
 
 
 def test_a_file_may_name_its_recipe_and_spell_settings_as_flags(tmp_path: Path) -> None:
@@ -185,9 +187,14 @@ BAD_VALUES = {
     "above 0": ["--learning-rate 0", "--max-seconds -1", "--eval-fraction 0"],
     "finite": ["--learning-rate nan", "--learning-rate=-inf", "--max-seconds=1e999", "--weight-decay inf"],
     "'auto'": ["--batch-size many"],
-    "a number of clips": ["--batch-size many"],
-    "a whole number": ["--eval-batch-size many", "--eval-batch-size ''", "--epochs 1.5"],
-    "number of steps": ["--eval-every often", "--checkpoint-every often"],
+    "a whole number": [
+        "--eval-batch-size many",
+        "--eval-batch-size ''",
+        "--epochs 1.5",
+        "--batch-size many",
+        "--eval-every often",
+    ],
+    "number of steps": ["--checkpoint-every often"],
     "'epoch'": ["--eval-every often"],
     "10m": ["--checkpoint-every often", "--checkpoint-every 0m"],
     "linear, cosine, constant": ["--lr-scheduler step"],
@@ -289,7 +296,7 @@ def test_help_answers_within_a_second_and_imports_nothing_heavy(script: str) -> 
     assert min(seconds) < 1
     flags = f"{TRAIN_FLAGS} --group-column speaker" if script == "train.py" else INFER_FLAGS
     assert all(f"{flag} " in finished.stdout for flag, _ in pairs(flags))
-    assert "(default: 3e-05)" in finished.stdout or script == "infer.py"
+    assert "guide: 3e-05)" in finished.stdout or script == "infer.py"
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:

@@ -55,8 +55,8 @@ def test_running_out_of_memory_is_one_line_and_exit_code_5(error: Exception) -> 
 
 
 def test_where_one_clip_is_too_much_no_smaller_batch_is_advised() -> None:
-    assert smaller_work(TrainConfig()) == "a shorter --max-seconds or --freeze-feature-encoder"
-    assert smaller_work(TrainConfig(freeze_feature_encoder=True)) == "a shorter --max-seconds"
+    assert smaller_work(TrainConfig()) == "a shorter --max-seconds or --freeze feature-encoder"
+    assert smaller_work(TrainConfig(freeze="feature-encoder")) == "a shorter --max-seconds"
 
 
 def test_other_errors_pass() -> None:

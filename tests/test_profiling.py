@@ -50,8 +50,9 @@ def test_training_costs_three_passes_and_a_frozen_encoder_less() -> None:
     parts = forward_flops(config, 16_000)
     rest = sum(parts.values()) - parts["convolutions"]
     assert training_flops(config, 16_000) == 3 * sum(parts.values())
-    assert training_flops(config, 16_000, is_frozen=True) == parts["convolutions"] + 3 * rest
+    assert training_flops(config, 16_000, freeze="feature-encoder") == parts["convolutions"] + 3 * rest
     assert training_flops(config, 16_000, is_cached=True) == 3 * rest
+    assert training_flops(config, 16_000, freeze="encoder") == 0
     config.model_type = "whisper"
     assert training_flops(config, 16_000) == 0
 

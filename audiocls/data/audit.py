@@ -18,14 +18,22 @@ MOSTLY_SILENT = 0.5
 QUANTILES = {"shortest": 0.0, "median": 0.5, "longest": 1.0}
 
 
-def audit(name: str, data: RunData) -> Audit:
-    """The audit of the data set `name`. Every clip was measured when it was decoded: nothing is read here."""
+def audit(name: str, data: RunData, max_samples: int | None = None) -> Audit:
+    """The audit of the data set `name`, of whose clips the model takes `max_samples`; None: all.
+
+    Every clip was measured when it was decoded: nothing is read here.
+    """
     parts = data.parts
     waveforms: Waveforms = data.train.decoded
     part_of = {int(row): part for part, clips in parts.items() for row in clips.rows}
     rows = np.array(sorted(part_of))
     seconds = waveforms.seconds[rows]
-    used_seconds = waveforms.num_samples[rows] / waveforms.sampling_rate
+    used = (
+        waveforms.num_samples[rows]
+        if max_samples is None
+        else waveforms.num_samples[rows].clip(max=max_samples)
+    )
+    used_seconds = used / waveforms.sampling_rate
     measured = {row: one for row in rows.tolist() if (one := waveforms.measured[row])}  # all of these rows
     counts, edges = np.histogram(seconds, bins=min(40, max(5, len(rows) // 5)))
     classes = {part: class_sizes(clips, data.labels) for part, clips in parts.items()}

@@ -4,6 +4,7 @@ The position in a run is then a handful of integers: workers and interruptions c
 on. Micro-batches only divide a step.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ class Step:
 
     epoch: int
     step_in_epoch: int  # from 0
-    micro_batches: list[list[int]]  # of draws: epoch * num_clips + the clip's index
+    micro_batches: list[list[int]]  # of draws: epoch * num_clips + the clip's index, see `draw`
 
     @property
     def num_clips(self) -> int:
@@ -29,7 +30,11 @@ class Step:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """The order of a whole run. An epoch holds every clip once; its last step may be short."""
+    """The order of a whole run. An epoch holds every clip once; its last step may be short.
+
+    With `balanced_labels` an epoch is as long, and holds as many clips of each class: of a large one some,
+    other ones each time, of a small one all, several times.
+    """
 
     num_clips: int
     batch_size: int  # clips in a micro-batch
@@ -39,6 +44,7 @@ class BatchPlan:
     max_steps: int | None = None  # overrides epochs
     lengths: np.ndarray | None = None  # int64 [clips]; where given, clips of like length share a step
     max_batch_samples: int | None = None  # a micro-batch's clips times its longest; needs lengths
+    balanced_labels: np.ndarray | None = None  # int64 [clips], the classes of which each is drawn alike often
 
     @property
     def steps_per_epoch(self) -> int:
@@ -56,15 +62,24 @@ class BatchPlan:
     def steps_from(self, epoch: int, step_in_epoch: int) -> Iterator[Step]:
         """Every optimizer step from a place in the run to its end."""
         for later in range(epoch, self.num_epochs):
-            first = later * self.num_clips  # draw
+            times: Counter[int] = Counter()  # that a clip has been drawn in this epoch
             for number, micro_batches in enumerate(self.steps(later)):
+                draws = [[self.draw(later, clip, times) for clip in clips] for clips in micro_batches]
                 if later > epoch or number >= step_in_epoch:
-                    yield Step(later, number, [[first + clip for clip in clips] for clips in micro_batches])
+                    yield Step(later, number, draws)
+
+    def draw(self, epoch: int, clip: int, times: Counter[int]) -> int:
+        """A number of its own for each use of a clip, whose remainder by `num_clips` is the clip's index."""
+        again = times[clip] << 32  # more than there are epochs
+        times[clip] += 1
+        return (again + epoch) * self.num_clips + clip
 
     def steps(self, epoch: int) -> list[list[list[int]]]:
         """The clips of each micro-batch of each optimizer step of one epoch; the last may be cut short."""
         generator = np.random.default_rng([self.seed, epoch])
         order = generator.permutation(self.num_clips)
+        if self.balanced_labels is not None:
+            order = balanced(order, self.balanced_labels, generator)
         if self.lengths is not None:
             order = bucketed(order, self.lengths, self.clips_per_step, generator)
         steps = in_batches(order.tolist(), self.clips_per_step)
@@ -103,6 +118,18 @@ def bucketed(
     by_length = [clips[np.argsort(lengths[clips], kind="stable")] for clips in (*pools, order[whole:])]
     steps = np.concatenate(by_length[:-1] or [order[:0]]).reshape(-1, clips_per_step)
     return np.concatenate([generator.permutation(steps).reshape(-1), by_length[-1]])
+
+
+def balanced(order: np.ndarray, labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """As many of the clips in `order` as there are, of each class alike many (or one more), shuffled."""
+    classes = np.unique(labels[order])
+    share, rest = divmod(len(order), len(classes))
+    more = set(generator.permutation(len(classes))[:rest].tolist())
+    chosen = [
+        np.resize(order[labels[order] == label], share + (number in more))  # from the beginning again
+        for number, label in enumerate(classes)
+    ]
+    return generator.permutation(np.concatenate(chosen))
 
 
 def in_batches(clips: list[int], batch_size: int) -> list[list[int]]:

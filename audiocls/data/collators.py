@@ -14,9 +14,11 @@ from audiocls.data.resampling import Waveform
 class Example(NamedTuple):
     """A clip as it is put into a batch."""
 
-    values: np.ndarray  # float32 [samples], or features, float16 [frames, channels]
+    # float32 [samples], or features, float16 [frames, channels], or pooled states, float32 [states, hidden]
+    values: np.ndarray
     label: int = 0
     draw: int = 0  # epoch * num_clips + clip index: seeds everything random about this example
+    num_samples: int = 0  # of the clip, whatever the values are
 
 
 @dataclass
@@ -76,7 +78,7 @@ class SpectrogramCollator:
     feature_extractor: Any
 
     def __call__(self, examples: list[Example]) -> Batch:
-        waveforms = [example.values for example in examples]
+        waveforms = [example.values.copy() for example in examples]  # AST's warns of a read-only array
         rate = self.feature_extractor.sampling_rate
         inputs = dict(self.feature_extractor(waveforms, sampling_rate=rate, return_tensors="pt"))
         return Batch(inputs, labels_of(examples), sum(map(len, waveforms)))
@@ -102,6 +104,12 @@ class FeatureCollator:
         if lengths.min() < most:
             inputs["lengths"] = lengths
         return Batch(inputs, labels_of(examples), num_samples, most * len(examples) - num_samples)
+
+
+def collate_pooled(examples: list[Example]) -> Batch:
+    """`pooled`, float32 [batch, states, hidden], of clips that have been through the whole encoder."""
+    pooled = torch.from_numpy(np.stack([example.values for example in examples]))
+    return Batch({"pooled": pooled}, labels_of(examples), sum(example.num_samples for example in examples))
 
 
 def length_edges(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:

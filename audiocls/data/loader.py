@@ -1,6 +1,7 @@
 """Decoded clips -> batches, through torch's DataLoader; a worker process that is lost is noticed."""
 
 import atexit
+import dataclasses
 import itertools
 import math
 import multiprocessing
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from audiocls.data.audio import BadAudio
+from audiocls.data.augment import Augmentation
 from audiocls.data.batch_plan import Step
 from audiocls.data.clips import Clip
 from audiocls.data.collators import Batch, Collator, Example
@@ -32,9 +34,10 @@ GRACE_SECONDS = 1.0  # for workers to answer once a stop is requested, and to en
 class ClipDataset(Dataset):
     """Some of the decoded clips, with the number of their label."""
 
-    waveforms: Any  # Waveforms, or with --cache-features the Features computed from them
+    waveforms: Any  # Waveforms, or the Features that a frozen part of the model made of them
     rows: np.ndarray  # int64 [clips], into waveforms
     labels: np.ndarray  # int64 [clips]
+    augment: Augmentation | None = None  # of training clips
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,12 +45,25 @@ class ClipDataset(Dataset):
     def __getitem__(self, draw: int) -> Example:
         """The clip of a draw: epoch * len(self) + its index."""
         index = draw % len(self)
-        return Example(self.waveforms[self.rows[index]], int(self.labels[index]), draw)
+        row, decoded = self.rows[index], self.decoded
+        values = self.waveforms[row]
+        if self.augment is not None:
+            values = self.augment(values, draw)
+        num_samples = len(values) if decoded is self.waveforms else int(decoded.num_samples[row])
+        return Example(values, int(self.labels[index]), draw, num_samples)
+
+    def at_its_longest(self, index: int) -> Example:
+        """A clip, repeated up to the length that augmentation may give it: it takes the most memory."""
+        example = dataclasses.replace(self, augment=None)[index]
+        if self.augment is None:
+            return example
+        return example._replace(values=np.resize(example.values, self.num_samples[index]))
 
     @property
     def num_samples(self) -> np.ndarray:
-        """int64 [clips], the length of each waveform."""
-        return self.decoded.num_samples[self.rows]
+        """int64 [clips], the length of each waveform; of one that is augmented, the most that it may be."""
+        lengths = self.decoded.num_samples[self.rows]
+        return lengths if self.augment is None else self.augment.most_samples(lengths)
 
     @property
     def decoded(self) -> Any:

@@ -1,12 +1,13 @@
 """From the command line's words to the clips of a run: sources, splits, labels, decoding."""
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from audiocls.config import TrainConfig
 from audiocls.data.audio import NOT_THERE, BadAudio, check_length
+from audiocls.data.augment import Augmentation
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.clips import Clip
 from audiocls.data.loader import ClipDataset
@@ -108,6 +109,9 @@ def prepare_data(
     number = {label: id for id, label in enumerate(labels)}
     label_ids = np.array([number[clip.label] for clip in clips])
     made = {part: ClipDataset(waveforms, rows[part], label_ids[rows[part]]) for part in PARTS}
+    if names := tuple(config.augmentations):
+        augment = Augmentation(names, config.seed, sampling_rate, min_samples)
+        made["train"] = replace(made["train"], augment=augment)
     test = made["test"] if chosen.test else None
     named_parts = {"train": "train", "evaluation": f"evaluation ({chosen.eval_name})", "test": "test"}
     accounts = []

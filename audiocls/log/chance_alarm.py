@@ -30,7 +30,7 @@ class ChanceAlarm:
         few = (
             self.config.max_steps is not None and self.config.max_steps < FEWEST_STEPS
         )  # so few that learning was not expected
-        if self.rang or few or (progress < 0.5 and epoch < 2):
+        if self.rang or few or progress < 0.2 or (progress < 0.5 and epoch < 2):
             return None
         chance, clips = self.shares.max(), scores["num_clips"]
         there = self.shares[self.shares > 0]
@@ -49,17 +49,19 @@ class ChanceAlarm:
 
     def advice(self) -> str:
         config = self.config
-        steps = f"--max-steps {4 * config.max_steps}" if config.max_steps else f"--epochs {4 * config.epochs}"
+        epochs = int(config.epochs)
+        steps = f"--max-steps {4 * config.max_steps}" if config.max_steps else f"--epochs {4 * epochs}"
         found = [f"more steps ({steps})"]
+        rate = "3e-3" if config.freeze == "encoder" else "1e-4"  # that has learned where lower ones have not
         if config.model == "tiny":
-            if config.learning_rate < 1e-3:
+            if float(config.learning_rate) < 1e-3:
                 found.append("--recipe scratch, for random weights")
-        elif config.learning_rate < 1e-4:
-            found.append("--learning-rate 1e-4")
+        elif float(config.learning_rate) < float(rate):
+            found.append(f"--learning-rate {rate}")
         if config.gradient_accumulation_steps > 1 and config.global_batch_size is None:
             found.append("smaller steps (--gradient-accumulation-steps 1)")
         if config.max_seconds is not None and config.max_seconds < 5 and self.used_share < MOSTLY:
             found.append("longer clips (--max-seconds 5, or none)")
-        if config.model != "tiny" and self.has_feature_encoder and not config.freeze_feature_encoder:
-            found.append("--freeze-feature-encoder")
+        if config.model != "tiny" and self.has_feature_encoder and config.freeze == "nothing":
+            found.append("--freeze feature-encoder")
         return ", ".join(found)

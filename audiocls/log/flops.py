@@ -31,13 +31,15 @@ def forward_flops(config: Any, num_samples: int) -> dict[str, float]:
 
 
 def training_flops(
-    config: Any, num_samples: float, *, is_frozen: bool = False, is_cached: bool = False
+    config: Any, num_samples: float, *, freeze: str = "nothing", is_cached: bool = False
 ) -> float:
     """Floating-point operations that training on a clip takes: a backward pass costs two forward passes.
 
     A frozen convolutional encoder has none, and one whose output is cached costs nothing. 0 where the model's
-    parts are not known.
+    parts are not known, or all of them are frozen.
     """
+    if freeze == "encoder":
+        return 0.0
     parts = forward_flops(config, round(num_samples))
-    times = 0 if is_cached else 1 if is_frozen else 3
+    times = 0 if is_cached else 1 if freeze == "feature-encoder" else 3
     return sum(flops * (times if part == "convolutions" else 3) for part, flops in parts.items())

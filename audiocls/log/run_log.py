@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from audiocls.log.chance_alarm import ChanceAlarm
+from audiocls.log.estimate import TimeEstimate
 from audiocls.log.profiling import BESIDE_STEPS, Phases, StepFacts, StepProfiler, shares
 from audiocls.log.trackers import Trackers
 from audiocls.storage import failing_as
@@ -55,9 +56,11 @@ class RunLog:
     run_folder: Path
     profiler: StepProfiler | None = None
     alarm: ChanceAlarm | None = None  # asked after each evaluation whether there is something to say
+    estimate: TimeEstimate | None = None  # asked after each step
     trackers: Trackers = field(default_factory=Trackers)
     bar: tqdm | None = None
     total_steps: int = 0
+    steps_to_go: int = 0
     num_bytes: int = 0  # of metrics.jsonl
     seconds: dict[str, float] = field(default_factory=dict)  # of each phase, in this process
 
@@ -70,6 +73,7 @@ class RunLog:
         with failing_as(self.path), self.path.open("ab") as file:
             file.truncate(log_bytes)
         self.total_steps, self.num_bytes = total_steps, log_bytes
+        self.steps_to_go = total_steps - step
         self.trackers.start(step)
         self.bar = tqdm(total=total_steps, initial=step, desc="training", unit="step", disable=None)
 
@@ -84,6 +88,9 @@ class RunLog:
                 refresh=False,
             )
             self.bar.update()
+        self.steps_to_go -= 1
+        if self.estimate is not None and (line := self.estimate(step, self.steps_to_go)):
+            say(line)
         if self.profiler is not None:
             say_lines(self.profiler.step(step))
 

@@ -1,6 +1,7 @@
 """What a run says before its first step: what is trained on what; and the log that it opens."""
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,15 @@ import torch
 from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
+from audiocls.flags import as_typed
 from audiocls.log.chance_alarm import ChanceAlarm
+from audiocls.log.estimate import TimeEstimate
 from audiocls.log.flops import training_flops
 from audiocls.log.profiling import StepProfiler
 from audiocls.log.run_log import RunLog
 from audiocls.log.trackers import Trackers
 from audiocls.model.backbone import LoadedModel
+from audiocls.recipes import GUIDE_AT_CHANCE, GUIDE_ENDS, RECIPES
 from audiocls.streams import say
 
 
@@ -22,10 +26,14 @@ def say_start(
     config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
 ) -> None:
     """Print data set, model, precision and batch sizes, and a note about anything surprising."""
+    settings = [as_typed(name, getattr(config, name)) for name in RECIPES[config.recipe].settings]
+    say(f"recipe {config.recipe}: {' '.join(settings)}")
+    if all(getattr(config, name) == value for name, value in GUIDE_AT_CHANCE.items()):
+        say(f"note: {GUIDE_ENDS}")
     for note in [*data.notes, *loaded.notes]:
         say(f"note: {note}")
-    if config.model == "tiny" and config.learning_rate < 1e-3:
-        say("note: tiny has random weights, for which the learning rate is low: try --recipe scratch")
+    if config.model == "tiny" and (float(config.learning_rate) < 1e-3 or config.freeze == "encoder"):
+        say("note: tiny has random weights, which these settings hardly train: try --recipe scratch")
     for account in data.accounts:
         say(f"data: {account}")
     if cache := data.train.decoded.cache:
@@ -61,18 +69,20 @@ def open_log(
         loaded.backbone.takes_waveforms,
         decoded.num_samples[rows].sum() / decoded.sampling_rate / decoded.seconds[rows].sum(),
     )
+    an_epoch = math.ceil(len(data.train) / config.clips_per_step)
+    every = an_epoch if isinstance(config.eval_every, str) else config.eval_every
+    estimate = TimeEstimate(len(data.evaluation), every, device.type == "cpu")
     backbone = loaded.backbone
 
     def flops_of(seconds: float) -> float:
         return training_flops(
             backbone.config,
             seconds * backbone.sampling_rate,
-            is_frozen=config.freeze_feature_encoder,
+            freeze=config.freeze,
             is_cached=config.cache_features,
         )
 
     precision = pick_precision(config.precision, device)
     profiler = StepProfiler(run_folder / "profile", device, precision, flops_of) if config.profile else None
-    return RunLog(
-        run_folder, profiler, alarm, Trackers(config.trackers, run_folder, dataclasses.asdict(config))
-    )
+    trackers = Trackers(config.trackers, run_folder, dataclasses.asdict(config))
+    return RunLog(run_folder, profiler, alarm, estimate, trackers)

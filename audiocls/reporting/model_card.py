@@ -18,8 +18,9 @@ from audiocls.storage import write_text
 from audiocls.tables import FORMATS
 
 SHOWN = (
-    "learning_rate batch_size gradient_accumulation_steps epochs max_steps warmup_ratio lr_scheduler "
-    "weight_decay max_grad_norm label_smoothing max_seconds freeze_feature_encoder backbone seed"
+    "recipe learning_rate batch_size gradient_accumulation_steps epochs max_steps warmup_ratio lr_scheduler "
+    "weight_decay max_grad_norm balance_classes label_smoothing max_seconds cut_window augment head_first "
+    "freeze backbone best_metric seed"
 ).split()
 
 

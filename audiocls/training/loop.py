@@ -16,7 +16,7 @@ from audiocls.data.collators import Batch, length_edges
 from audiocls.data.loader import ClipDataset, load_batches, step_batches
 from audiocls.data.prepare import RunData
 from audiocls.devices import autocast, pick_precision
-from audiocls.errors import NumbersBroke, Stopped, UserError
+from audiocls.errors import NumbersBroke, Stopped, UserError, number_of
 from audiocls.log.profiling import StepFacts
 from audiocls.log.run_log import RunLog, SinceLastLog
 from audiocls.model.backbone import LoadedModel
@@ -53,7 +53,7 @@ def train(
     precision = pick_precision(config.precision, device)
     if config.compile:
         loaded.compile()
-    optimizer = make_optimizer(model, config.learning_rate, config.weight_decay)
+    optimizer = make_optimizer(model, float(config.learning_rate), config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     max_seconds = config.max_batch_seconds
     plan = BatchPlan(
@@ -61,9 +61,10 @@ def train(
         batch_size=int(config.batch_size),
         clips_per_step=config.clips_per_step,
         seed=config.seed,
-        epochs=config.epochs,
+        epochs=int(config.epochs),
         max_steps=config.max_steps,
         lengths=data.train.num_samples if config.bucket else None,
+        balanced_labels=data.train.labels if config.balance_classes == "yes" else None,
         max_batch_samples=round(max_seconds * backbone.sampling_rate) if max_seconds else None,
     )
     state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
@@ -72,7 +73,8 @@ def train(
             f"The run has gone through {state.step} steps, more than {plan.total_steps}: ask for more."
         )
     going_on = f", going on after step {state.step}" if state.step else ""
-    say(f"{plan.total_steps} steps, {plan.total_steps / plan.steps_per_epoch:g} epochs{going_on}")
+    of_clips = f"{plan.total_steps / plan.steps_per_epoch:g} passes of {number_of(len(data.train), 'clip')}"
+    say(f"{plan.total_steps:,} steps: {of_clips}, {config.clips_per_step} at a time{going_on}")
     if state.total_steps not in (None, plan.total_steps):
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
     state.total_steps = plan.total_steps

@@ -50,7 +50,9 @@ def fits(
         # What is there while a later micro-batch is computed: two moments, and the gradient so far.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kept = [torch.zeros_like(parameter) for parameter in trained for _ in range(3)]
-        batch = loaded.training_collator(config.seed)([clips[index] for index in longest]).to(device)
+        batch = loaded.training_collator(config.seed)([clips.at_its_longest(index) for index in longest]).to(
+            device
+        )
         with autocast(device, pick_precision(config.precision, device)):
             logits = model(**batch.inputs)
         loss_sum(logits, batch.labels, config.label_smoothing).backward()
@@ -78,5 +80,5 @@ def advice(config: TrainConfig) -> str:
 
 
 def smaller_work(config: TrainConfig) -> str:
-    frozen = "" if config.freeze_feature_encoder else " or --freeze-feature-encoder"
+    frozen = " or --freeze feature-encoder" if config.freeze == "nothing" else ""
     return f"a shorter --max-seconds{frozen}"

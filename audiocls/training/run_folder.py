@@ -26,8 +26,9 @@ from audiocls.version import __version__
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
-    "audit cache_dir checkpoint_every device epochs eval_batch_size log_every log_to max_bad_clips max_steps "
-    "num_workers output_dir overwrite profile push_dry_run push_to_hub resume save_total_limit".split()
+    "audit cache_dir checkpoint_every device epochs eval_batch_size eval_every log_every log_to max_bad_clips"
+    " max_steps num_workers output_dir overwrite profile push_dry_run push_to_hub recipe resume"
+    " save_total_limit".split()
 )
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
@@ -165,5 +166,7 @@ def check_same(folder: Path, run: dict[str, Any]) -> None:
         changes += [f"other {what}" for name, what in others.items() if before[name] != run[name]]
     except READ_ERRORS as error:
         raise InputOutputFailed(f"{folder / 'run.json'} cannot be read: {error}. Is it a run's?") from None
+    if changes and old_config["recipe"] != run["config"].get("recipe", old_config["recipe"]):
+        changes.append(f"it began with --recipe {old_config['recipe']}")
     if changes:
         raise UserError(f"{folder} cannot be resumed, it would be another run: {'; '.join(changes)}.")

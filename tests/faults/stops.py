@@ -32,7 +32,7 @@ class Phase:
     may_end: bool = False  # the run may be over when the signal comes
 
 
-FEATURES = {"freeze_feature_encoder": True, "cache_features": True}
+FEATURES = {"freeze": "feature-encoder", "cache_features": True}
 
 
 def in_decoding(tell: Callable[[], None], draw: random.Random) -> None:
