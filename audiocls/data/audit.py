@@ -28,12 +28,7 @@ def audit(name: str, data: RunData, max_samples: int | None = None) -> Audit:
     part_of = {int(row): part for part, clips in parts.items() for row in clips.rows}
     rows = np.array(sorted(part_of))
     seconds = waveforms.seconds[rows]
-    used = (
-        waveforms.num_samples[rows]
-        if max_samples is None
-        else waveforms.num_samples[rows].clip(max=max_samples)
-    )
-    used_seconds = used / waveforms.sampling_rate
+    used_seconds = np.minimum(waveforms.num_samples[rows], max_samples or np.inf) / waveforms.sampling_rate
     measured = {row: one for row in rows.tolist() if (one := waveforms.measured[row])}  # all of these rows
     counts, edges = np.histogram(seconds, bins=min(40, max(5, len(rows) // 5)))
     classes = {part: class_sizes(clips, data.labels) for part, clips in parts.items()}

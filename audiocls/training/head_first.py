@@ -2,7 +2,7 @@
 
 Under a random head the first steps of fine-tuning change the encoder for nothing, and it generalises worse
 than it did (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054). So the head is trained first, on the
-frozen encoder's output, which is computed once: seconds, of a run of minutes.
+frozen encoder's output: each clip goes through the encoder once, and the steps after that take milliseconds.
 """
 
 import dataclasses
@@ -19,9 +19,9 @@ from audiocls.model.freezing import freeze
 from audiocls.training.features import cache_features
 from audiocls.training.loss import loss_sum
 from audiocls.training.optim import learning_rate_factor, make_optimizer, set_learning_rates
+from audiocls.training.rules import HEAD_LEARNING_RATE
 
 STEPS, CLIPS_PER_STEP = 1_000, 32
-LEARNING_RATE = 1e-2
 WARMUP_RATIO = 0.1
 
 
@@ -30,15 +30,15 @@ def train_head_first(
 ) -> LoadedModel:
     """The model with its head trained on what the frozen encoder makes of the training clips, and a note.
 
-    What is trained afterwards, and where the model stays in evaluation mode, is as before. A pure function of
-    the model, the clips and the seed: a run that goes on may do it again.
+    The head's weights change in place; what of the model is to be trained afterwards stays as it was. It is a
+    pure function of the model, the clips and the seed: a run that goes on does it again, and finds the same.
     """
     model = loaded.model.to(device)
     is_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     freeze(loaded, "encoder")
     above, pooled = cache_features(loaded, data, "pooled", cache_dir, device)
     clips = pooled.train
-    optimizer = make_optimizer(model, LEARNING_RATE, config.weight_decay)
+    optimizer = make_optimizer(model, HEAD_LEARNING_RATE, config.weight_decay)
     plan = BatchPlan(
         num_clips=len(clips),
         batch_size=CLIPS_PER_STEP,

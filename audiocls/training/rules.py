@@ -20,7 +20,8 @@ PASSES, PASSES_FROM_RANDOM = 5, 20
 FEWEST_STEPS, MOST_STEPS = 1_000, 6_000
 EVALUATIONS = 20
 FROZEN_EVALUATIONS = 5  # a whole model is saved at each, and the steps between are milliseconds
-UNEVEN = 10
+HEAD_LEARNING_RATE = 1e-2  # of a head alone, above a frozen encoder
+UNEVEN = 10  # times as many clips in the largest class as in the smallest
 LARGE = 1_024  # the hidden size of published models that are called large
 
 
@@ -51,10 +52,11 @@ def eval_every(config: TrainConfig, data: RunData, backbone: Backbone) -> int:
 def learning_rate(config: TrainConfig, data: RunData, backbone: Backbone) -> float:
     """By what is trained: a head alone, random weights, or a pretrained encoder.
 
-    Those of spectrograms (Whisper, AST) and large ones take less than a base one of waveforms.
+    Pretrained encoders that are large, or of spectrograms (Whisper, AST), take less than a base one of
+    waveforms.
     """
     if config.freeze == "encoder":
-        return 1e-2
+        return HEAD_LEARNING_RATE
     if backbone.name == "tiny":
         return 3e-3
     is_base = backbone.takes_waveforms and backbone.config.hidden_size < LARGE
@@ -62,7 +64,7 @@ def learning_rate(config: TrainConfig, data: RunData, backbone: Backbone) -> flo
 
 
 def balance_classes(config: TrainConfig, data: RunData, backbone: Backbone) -> str:
-    """Where the largest class has ten times as many clips to train on as the smallest."""
+    """Says yes where the largest class has ten times as many clips to train on as the smallest."""
     sizes = np.unique(data.train.labels, return_counts=True)[1]
     return "yes" if sizes.max() >= UNEVEN * sizes.min() else "no"
 
