@@ -21,6 +21,7 @@ AUGMENTATIONS = ("speed", "mask")  # functions of data/augment.py
 GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
 BACKBONES = ("audiocls", "transformers")
 FREEZE = ("nothing", "feature-encoder", "encoder", "auto")
+SPLIT_BY = ("random", "stratified", "group", "nothing")  # or a fold, as 2/5
 AGGREGATES = ("mean", "max", "vote")
 EXPORT_SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -77,9 +78,10 @@ class TrainConfig:
     test_dataset: str | None = option(None, "data set to score once, at the end, given like --dataset")
     split_by: str = option(
         "random",
-        "how to hold out --eval-fraction: at random, alike from each class, or whole groups (speakers); "
-        "the latter two hold it out also where there is another split",
-        choices=("random", "stratified", "group"),
+        "how to hold out --eval-fraction: at random, alike from each class (stratified), or whole groups "
+        "(speakers); or hold out a fold, as 2/5, by groups where there are some; or nothing. All but random "
+        "do so also where there is another split",
+        metavar="{" + ",".join(SPLIT_BY) + ",K/N}",
     )
     group_column: str | None = option(
         None, "column with each clip's group (speaker): says who is trained and evaluated on"
@@ -102,6 +104,12 @@ class TrainConfig:
     )
     max_decode_seconds: float = option(
         600.0, "refuse recordings of which more than this would have to be decoded", above=0, most=86_400
+    )
+    drop: str | None = option(
+        None, "leave out the clips that a table names in its column 'path', as folds' doubted.csv does"
+    )
+    relabel: str | None = option(
+        None, "give the clips that such a table names the label in its column 'suggested_label'"
     )
     max_bad_clips: float = option(
         0.05, "give up before training if a larger fraction of the clips is unusable", least=0, most=1
@@ -189,8 +197,8 @@ class TrainConfig:
     )
     eval_every: int | str = option(
         "epoch",
-        "evaluate and save every N optimizer steps, every 'epoch', or 'auto' for about 20 times",
-        words=("epoch", "auto"),
+        "evaluate and save every N optimizer steps, every 'epoch', at the 'end', or 'auto' for 20 times",
+        words=("epoch", "end", "auto"),
         least=1,
     )
     checkpoint_every: int | str | None = option(
@@ -253,6 +261,12 @@ class TrainConfig:
         """What does not fit together, a sentence each."""
         if self.split_by == "group" and self.group_column is None:
             yield "--split-by group divides by a column: name it with --group-column."
+        if self.split_by not in SPLIT_BY and not fold_meant(self.split_by):
+            yield f"--split-by is {self.split_by!r}: give one of {', '.join(SPLIT_BY)}, or a fold, as 2/5."
+        if (self.split_by == "nothing" or fold_meant(self.split_by)) and (
+            self.eval_fraction != TrainConfig.eval_fraction
+        ):
+            yield f"--split-by {self.split_by} says how much is held out: leave out --eval-fraction."
         if self.split_by != "random" and (self.eval_split or self.eval_dataset):
             yield (
                 f"--split-by {self.split_by} holds out a part of train to evaluate on: leave it out, or "
@@ -266,6 +280,8 @@ class TrainConfig:
             yield "--cache-features needs audiocls's forward pass: leave out --backbone transformers."
         if self.max_batch_seconds is not None and not self.bucket:
             yield "--max-batch-seconds divides clips sorted by length: leave out --no-bucket."
+        if self.drop and self.drop == self.relabel:
+            yield "--drop and --relabel name the same table: give one of them."
         if self.resume and self.overwrite:
             yield "--resume continues a run and --overwrite replaces it: give one of them."
         if self.push_dry_run and not self.push_to_hub:
@@ -283,7 +299,7 @@ class TrainConfig:
             yield f"--checkpoint-every is {every!r}: give a number of steps, or a time as 10m."
         if self.output_dir and os.path.realpath(self.output_dir) == os.path.realpath(self.dataset):
             yield "--output-dir is the data set's own folder: name another."
-        for name in (self.dataset, self.eval_dataset, self.test_dataset, self.model):
+        for name in (self.dataset, self.eval_dataset, self.test_dataset, self.drop, self.relabel, self.model):
             if name and is_missing_path(name):
                 yield f"There is no file or folder {name}."
         yield from device_problems(self.device)
@@ -379,6 +395,58 @@ class InferConfig:
         yield from device_problems(self.device)
 
 
+@dataclasses.dataclass(frozen=True)
+class CompareConfig:
+    """What `python -m audiocls.compare` does."""
+
+    settings: tuple[str, ...] = option(
+        (),
+        'two or more: flags of train.py in quotes ("--recipe frozen"), settings files, or folders of runs',
+        positional=True,
+    )
+    seeds: int | None = option(
+        None,
+        "runs of each, with seeds in a row (default: 3; of a run's folder, that one)",
+        least=1,
+        most=100,
+    )
+    output_dir: str | None = option(
+        None, "folder of the runs and of what comes out (default: runs/compare-<data set>)"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """What does not fit together, a sentence each."""
+        if len(self.settings) < 2:
+            yield "Give two settings or more to compare."
+        if len(self.settings) > 26:
+            yield "Give 26 settings at most: they are called A to Z."
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldsConfig:
+    """What `python -m audiocls.folds` does."""
+
+    folds: str = option(
+        "",
+        "how many, or 'speakers': one for each group of --group-column",
+        positional=True,
+    )
+    final: bool = option(False, "then train a model on all clips, whose card quotes the folds' scores")
+    output_dir: str | None = option(
+        None, "folder of the runs and of what comes out (default: runs/folds-<how many>-<data set>-<model>)"
+    )
+
+    @property
+    def count(self) -> int | None:
+        """How many; None: one for each group."""
+        return int(self.folds) if self.folds != "speakers" else None
+
+    def problems(self) -> Iterator[str]:
+        """What does not fit together, a sentence each."""
+        if self.folds != "speakers" and not fold_meant(f"1/{self.folds}"):
+            yield f"{self.folds!r} is no number of folds: give 2 or more, or 'speakers'."
+
+
 def names_in(text: str | None) -> list[str]:
     """The names between commas; none where nothing was given."""
     return [name.strip() for name in text.split(",")] if text else []
@@ -394,6 +462,13 @@ def seconds_of(time: str) -> float:
     """The seconds in 30s, 10m or 1.5h; 0 where it is no such time."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", time.strip().lower())
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+
+
+def fold_meant(split_by: str) -> tuple[int, int] | None:
+    """(2, 5) of 2/5, the second of five folds; None where it is no such fold."""
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", split_by)
+    fold = (int(match[1]), int(match[2])) if match else (0, 0)
+    return fold if 1 <= fold[0] <= fold[1] and fold[1] > 1 else None
 
 
 def device_problems(device: str) -> list[str]:

@@ -172,3 +172,16 @@ def test_sounds_of_equal_energy_are_no_copies() -> None:
     digests = {measured(sound).digest for sound in sounds}
     assert len(digests) == len(sounds)
     assert measured(tone.copy()).digest in digests
+
+
+def test_what_is_trained_on_and_tested_is_found_where_nothing_is_held_out(tmp_path: Path) -> None:
+    rows = []
+    for name, split, seed in (("a", "train", 0), ("b", "train", 1), ("c", "test", 0), ("d", "test", 2)):
+        soundfile.write(tmp_path / f"{name}.wav", noise(1_600, seed=seed), SAMPLING_RATE)
+        rows.append((f"{name}.wav", name in "ac", split))
+    table = write_table(tmp_path / "clips.csv", ("path", "label", "split"), rows)
+    data = prepare_data(config_for(table, split_by="nothing"), SAMPLING_RATE, 400)
+    found = audit("clips", data)
+    assert found["copies"]["across"] == {"test": 1}
+    assert found["parts"].keys() == found["classes"].keys() == {"train", "test"}
+    assert found["left_out"]["count"] == 0

@@ -11,10 +11,10 @@ from data_helpers import config_for, noise, write_class_folders, write_table, wr
 from audiocls.config import TrainConfig
 from audiocls.data import splits
 from audiocls.data.audio import decode
+from audiocls.data.division import random_split
 from audiocls.data.loader import ClipDataset
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.data.sources import Source, load_source
-from audiocls.data.splits import random_split
 from audiocls.errors import InputsRefused, UserError
 
 RECEPTIVE_FIELD = 400  # samples, 25 ms: that of every Wav2Vec2

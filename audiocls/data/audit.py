@@ -1,7 +1,7 @@
 """A data set in numbers: lengths, formats, what is odd (see audiocls/findings.py), copies, balance."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ def audit(name: str, data: RunData, max_samples: int | None = None) -> Audit:
     Every clip was measured when it was decoded: nothing is read here.
     """
     parts = data.parts
+    if np.isin(data.evaluation.rows, data.train.rows).all():  # --split-by nothing
+        del parts["evaluation"]
     waveforms: Waveforms = data.train.decoded
     part_of = {int(row): part for part, clips in parts.items() for row in clips.rows}
     rows = np.array(sorted(part_of))
@@ -87,10 +89,9 @@ def copies(measured: dict[int, Measured], part_of: dict[int, str], waveforms: Wa
     `across` counts the clips of the evaluation and the test set whose sound is trained on too,
     `contradicting` the sounds that bear more than one label.
     """
-    groups: dict[tuple, list[int]] = defaultdict(list)
-    for row, measures in measured.items():
-        if measures.silent_share < 1:
-            groups[measures.digest, round(float(waveforms.seconds[row]), 3)].append(row)
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for row in measured:
+        groups[waveforms.sound_of(row)].append(row)
     twins = [group for group in groups.values() if len(group) > 1]
     parts = [[part_of[row] for row in group] for group in twins]
     trained_on = [part for group in parts if "train" in group for part in group]

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -96,6 +96,13 @@ class Waveforms:
 
     def __getitem__(self, index: int) -> Waveform:
         return self.decode(index).waveform if self.cache is None else self.cache[index]
+
+    def sound_of(self, index: int) -> Hashable:
+        """Equal for clips of the same sound and whole length. One that is silent, or unusable, is its own."""
+        measured = self.measured[index]
+        if measured is None or measured.silent_share == 1:
+            return index
+        return measured.digest, round(float(self.seconds[index]), 3)
 
     def decode(self, index: int) -> Decoded:
         """The clip's recording, read anew. Raises BadAudio."""

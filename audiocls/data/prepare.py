@@ -10,9 +10,10 @@ from audiocls.data.audio import NOT_THERE, BadAudio, check_length
 from audiocls.data.augment import Augmentation
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
 from audiocls.data.clips import Clip
+from audiocls.data.division import by_length, divide
 from audiocls.data.loader import ClipDataset
 from audiocls.data.resampling import Waveform
-from audiocls.data.splits import choose_clips, divide, fingerprint
+from audiocls.data.splits import choose_clips, fingerprint
 from audiocls.errors import MOST_EXAMPLES, InputsRefused, UserError, named
 from audiocls.findings import MOST_NAMED
 
@@ -33,7 +34,7 @@ class RunData:
     accounts: list[str] = field(default_factory=list)  # of each data set, where all that is in it went
 
     def sound(self, split: str, index: int) -> tuple[Waveform, int]:
-        """What is used of a clip of the "evaluation" or "test": float32 [samples], and its rate in Hz.
+        """What is used of a clip of "train", "evaluation" or "test": float32 [samples], and its rate in Hz.
 
         Raises BadAudio where it was not cached and cannot be read any more.
         """
@@ -78,9 +79,11 @@ def prepare_data(
     rows = {part: np.flatnonzero(good & (part_of == part)) for part in PARTS}
     if not chosen.evaluation:
         train = rows["train"]
-        rows["train"], rows["evaluation"] = divide(config, [clips[row] for row in train], train, notes)
-    for part in ("evaluation", "test"):  # in order of length, so that a batch needs little padding
-        rows[part] = rows[part][np.argsort(waveforms.num_samples[rows[part]], kind="stable")]
+        rows["train"], rows["evaluation"] = divide(
+            config, [clips[row] for row in train], train, waveforms.sound_of, notes
+        )
+    for part in ("evaluation", "test"):
+        rows[part] = by_length(rows[part], waveforms.num_samples)
     for part, what in (("train", "train"), ("evaluation", "evaluate")):
         if len(rows[part]) == 0:
             raise UserError(
@@ -96,11 +99,13 @@ def prepare_data(
         notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are used")
     keys = [clip.audio.same_file_key() for clip in clips]
     notes += two_labels(clips, keys)
-    for part, shared in trained_too(clips, rows, keys):
+    holds_out_nothing = config.split_by == "nothing"
+    judged = ["test"] if holds_out_nothing else ["evaluation", "test"]
+    for part, shared in trained_too(clips, rows, keys, judged):
         which = named([clip.path for clip in shared], MOST_EXAMPLES)
         flatter = f"trained on too: their scores flatter the model ({which})"
         notes.append(f"{len(shared)} of the {part} clips are {flatter}")
-    for part, shared in trained_too(clips, rows, [clip.group for clip in clips]):
+    for part, shared in trained_too(clips, rows, [clip.group for clip in clips], judged):
         groups = named(sorted({str(clip.group) for clip in shared}), 3)
         notes.append(
             f"{len(shared)} of the {part} clips are of a {config.group_column} trained on too: {groups}"
@@ -117,7 +122,8 @@ def prepare_data(
     accounts = []
     for source in dict.fromkeys(chosen.sources.values()):
         of_it = [part for part, one in chosen.sources.items() if one is source]
-        used = {named_parts[part]: len(rows[part]) for part in of_it if len(rows[part])}
+        counted = [part for part in of_it if not (part == "evaluation" and holds_out_nothing)]
+        used = {named_parts[part]: len(rows[part]) for part in counted if len(rows[part])}
         unusable = [clips[row].path for row in np.flatnonzero(~good & np.isin(part_of, of_it))]
         accounts.append(source.account(used, unusable))
     return RunData(
@@ -170,11 +176,14 @@ def leave_out_bad(
 
 
 def trained_too(
-    clips: list[Clip], rows: dict[str, np.ndarray], keys: Sequence[Hashable]
+    clips: list[Clip],
+    rows: dict[str, np.ndarray],
+    keys: Sequence[Hashable],
+    judged: Sequence[str] = ("evaluation", "test"),
 ) -> Iterator[tuple[str, list[Clip]]]:
-    """Of the evaluation and the test, the clips whose key is that of a training clip, if there are any."""
+    """Of each part that is `judged`, the clips whose key is that of a training clip, if there are any."""
     trained = {keys[row] for row in rows["train"]} - {None}
-    for part in ("evaluation", "test"):
+    for part in judged:
         if shared := [clips[row] for row in rows[part] if keys[row] in trained]:
             yield part, shared
 

@@ -1,17 +1,15 @@
-"""Which clips train, are evaluated on and test: the splits that a data set has, and ways to divide one."""
+"""Which clips train, are evaluated on and test: the splits that a data set has. division.py divides one."""
 
 import dataclasses
 import hashlib
-from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from audiocls.config import GUIDE_CONFIGS, TrainConfig
+from audiocls.config import GUIDE_CONFIGS, TrainConfig, fold_meant
 from audiocls.data.clips import Clip, Source
 from audiocls.data.columns import Columns, alike_labels, clean, split_meant
+from audiocls.data.corrections import correct
 from audiocls.data.sources import label_order, load_source
 from audiocls.errors import UserError, named, number_of
 
@@ -49,6 +47,7 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
     eval_source = load(config.eval_dataset) if config.eval_dataset else source
     test_source = load(config.test_dataset) if config.test_dataset else source
     sources = {"train": source, "evaluation": eval_source, "test": test_source}
+    correct(config, dict.fromkeys(sources.values()))
     check_columns(columns, sources.values())
     train_split = find_split(source, config.train_split, "--train-split")
     eval_split = evaluation_split(config, eval_source, train_split)
@@ -65,8 +64,17 @@ def choose_clips(config: TrainConfig, cache_dir: Path) -> Chosen:
             commits[one.name] = one.commit
     labels = source.label_names or label_order(clip.label for clip in clips["train"])
     check_labels(source, labels, clips["train"], [*clips["evaluation"], *clips["test"]], notes)
-    eval_name = config.eval_dataset or eval_split or f"held out of {train_split}"
+    eval_name = config.eval_dataset or eval_split or held_out_name(config, train_split)
     return Chosen(**clips, labels=labels, eval_name=eval_name, notes=notes, commits=commits, sources=sources)
+
+
+def held_out_name(config: TrainConfig, train_split: str) -> str:
+    """What the clips that are evaluated on are, where they are a part of those of a split."""
+    if config.split_by == "nothing":
+        return f"all of {train_split}"
+    if fold := fold_meant(config.split_by):
+        return f"fold {fold[0]} of {fold[1]} of {train_split}"
+    return f"held out of {train_split}"
 
 
 def check_columns(columns: Columns, sources: Collection[Source]) -> None:
@@ -156,79 +164,6 @@ def check_labels(
             f"It trains: {named(labels)}.{nearly}"
         )
     notes += [f"{name}: {twins} are classes of nearly the same name" for twins in alike]
-
-
-Split = tuple[list[int], list[int]]  # indices to train on, indices to evaluate on
-
-
-def divide(
-    config: TrainConfig, clips: list[Clip], rows: np.ndarray, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Those of `rows` to train on and to evaluate on, as --split-by says; `clips` are their clips."""
-    if config.split_by == "stratified":
-        (train, evaluation), undivided = stratified_split(
-            [clip.label for clip in clips], config.eval_fraction, config.seed
-        )
-        if undivided:
-            notes.append(f"too few clips to divide, all to train on: {named(undivided)}")
-    elif config.split_by == "group":
-        groups = [clip.group for clip in clips if clip.group is not None]
-        if len(groups) < len(clips):
-            raise UserError(
-                f"{len(clips) - len(groups)} clips have nothing in the column {config.group_column}."
-            )
-        if len(set(groups)) < 2:
-            raise UserError(
-                f"--group-column {config.group_column} holds one group: there is nothing to divide by."
-            )
-        train, evaluation = group_split(groups, config.eval_fraction, config.seed)
-        held_out = sorted({groups[index] for index in evaluation})
-        notes.append(f"held out by {config.group_column}: {named(held_out)}")
-    else:
-        train, evaluation = random_split(len(clips), config.eval_fraction, config.seed)
-    return rows[train], rows[evaluation]
-
-
-def random_split(num_clips: int, eval_fraction: float, seed: int) -> Split:
-    """The guide's split: what `datasets.Dataset.train_test_split(eval_fraction, seed=seed)` selects."""
-    num_eval = int(np.ceil(eval_fraction * num_clips))
-    order = np.random.default_rng(seed).permutation(num_clips).tolist()
-    return order[num_eval:], order[:num_eval]
-
-
-def stratified_split(labels: Sequence[str], eval_fraction: float, seed: int) -> tuple[Split, list[str]]:
-    """Each class divided alike, and the classes with too few clips to divide, which train keeps whole."""
-    generator = np.random.default_rng(seed)
-    train: list[int] = []
-    evaluation: list[int] = []
-    undivided = []
-    members_of: dict[str, list[int]] = defaultdict(list)
-    for index, label in enumerate(labels):
-        members_of[label].append(index)
-    for label, indices in sorted(members_of.items()):
-        members = generator.permutation(indices).tolist()
-        num_eval = min(round(eval_fraction * len(members)), len(members) - 1)
-        if num_eval == 0:
-            undivided.append(label)
-        evaluation += members[:num_eval]
-        train += members[num_eval:]
-    return (sorted(train), sorted(evaluation)), undivided
-
-
-def group_split(groups: Sequence[str], eval_fraction: float, seed: int) -> Split:
-    """No group on both sides; whole groups in random order fill the evaluation while they fit."""
-    generator = np.random.default_rng(seed)
-    sizes = Counter(groups)
-    room = eval_fraction * len(groups)
-    chosen: set[str] = set()
-    for group in generator.permutation(sorted(sizes)).tolist():
-        if sizes[group] <= room:
-            chosen.add(group)
-            room -= sizes[group]
-    if not chosen:  # every group is larger than the part asked for: the smallest one is nearest to it
-        chosen.add(min(sorted(sizes), key=lambda group: sizes[group]))
-    train = [i for i, group in enumerate(groups) if group not in chosen]
-    return train, [i for i, group in enumerate(groups) if group in chosen]
 
 
 def fingerprint(train: Sequence[str], evaluation: Sequence[str], test: Sequence[str] = ()) -> str:

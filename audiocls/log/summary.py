@@ -30,6 +30,8 @@ def say_start(
     say(f"recipe {config.recipe}: {' '.join(settings)}")
     if all(getattr(config, name) == value for name, value in GUIDE_AT_CHANCE.items()):
         say(f"note: {GUIDE_ENDS}")
+    if config.split_by == "nothing":
+        say("note: nothing is held out: the evaluation is of the clips that are trained on, and flatters")
     for note in [*data.notes, *loaded.notes]:
         say(f"note: {note}")
     if config.model == "tiny" and (float(config.learning_rate) < 1e-3 or config.freeze == "encoder"):
@@ -70,7 +72,9 @@ def open_log(
         decoded.num_samples[rows].sum() / decoded.sampling_rate / decoded.seconds[rows].sum(),
     )
     an_epoch = math.ceil(len(data.train) / config.clips_per_step)
-    every = an_epoch if isinstance(config.eval_every, str) else config.eval_every
+    total = config.max_steps or int(config.epochs) * an_epoch
+    every = config.eval_every if isinstance(config.eval_every, int) else total
+    every = an_epoch if config.eval_every == "epoch" else every
     estimate = TimeEstimate(len(data.evaluation), every, device.type == "cpu")
     backbone = loaded.backbone
 

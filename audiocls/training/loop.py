@@ -208,9 +208,9 @@ def train(
 def is_due(every: int | str | None, step: int, ends_epoch: bool, seconds: float = 0.0) -> bool:
     """Whether what is done every N steps, every "epoch" or by the clock ("10m") is due after this step.
 
-    `seconds` have passed since it was last done. None: never.
+    `seconds` have passed since it was last done. None: never; nor "end", after the last step in any case.
     """
-    if every is None:
+    if every in (None, "end"):
         return False
     if every == "epoch":
         return ends_epoch
