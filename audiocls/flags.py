@@ -14,11 +14,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from audiocls.config import GUIDE_DATASET, InferConfig, TrainConfig
+from audiocls.config import GUIDE_DATASET, CompareConfig, FoldsConfig, InferConfig, TrainConfig
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.recipes import RECIPES, settings_of, usual_recipe
 
-Config = TypeVar("Config", TrainConfig, InferConfig)
+Config = TypeVar("Config", TrainConfig, InferConfig, CompareConfig, FoldsConfig)
 
 LIST = object()  # the value of --recipe without a name
 # Where a run was written, and whether it replaced another, is no part of what it did.
@@ -33,8 +33,8 @@ KIND_NAMES = {
 }
 
 
-def parse_train(argv: list[str]) -> TrainConfig:
-    """train.py's flags, with defaults < recipe < `--config FILE` < flags. Raises UserError.
+def parse_train(argv: list[str], usual: dict[str, Any] | None = None) -> TrainConfig:
+    """train.py's flags, with defaults < recipe < `usual` < `--config FILE` < flags. Raises UserError.
 
     --recipe without a name lists the recipes and exits.
     """
@@ -70,7 +70,8 @@ def parse_train(argv: list[str]) -> TrainConfig:
         )
     typed = settings | flags | {"recipe": recipe}
     is_known = isinstance(recipe, str) and recipe in RECIPES
-    return build(TrainConfig, settings_of(recipe, typed) | typed if is_known else typed)
+    below = settings_of(recipe, typed) if is_known else {}
+    return build(TrainConfig, below | (usual or {}) | typed)
 
 
 def parse_infer(argv: list[str]) -> InferConfig:
@@ -78,6 +79,49 @@ def parse_infer(argv: list[str]) -> InferConfig:
     usage = "infer.py MODEL (INPUTS ... | --dataset NAME | --export FORMAT --output FILE) [options]"
     parser = make_parser(InferConfig, usage, "Classify audio files with a fine-tuned model.")
     return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
+
+
+def parse_compare(argv: list[str]) -> tuple[CompareConfig, list[str]]:
+    """compare.py's flags, and those of train.py that follow --. Raises UserError."""
+    usage = "audiocls.compare A B ... [options] [-- flags of train.py that all have in common]"
+    about = (
+        "Train with each of several settings, over several seeds, and say how each differs from the first. "
+        "Runs that are there are not made again: the same command goes on, and more --seeds only add some."
+    )
+    parser = make_parser(CompareConfig, usage, about)
+    own, shared = divided(argv, parser)
+    ours = parser._option_string_actions.keys()
+    with_value = {flag_name(one.name) for one in dataclasses.fields(TrainConfig) if one.type is not bool}
+    if alone := [word for word in own if word in with_value - ours]:
+        raise UserError(
+            f'A setting stands in quotes, as "{alone[0]} VALUE"; what all have in common stands after --.'
+        )
+    # A setting may be one flag, "--cut-window": with a space before it, it is none of ours.
+    own = [f" {word}" if word.startswith("-") and word.split("=")[0] not in ours else word for word in own]
+    return build(CompareConfig, vars(parser.parse_intermixed_args(own))), shared
+
+
+def parse_folds(argv: list[str]) -> tuple[FoldsConfig, list[str]]:
+    """folds.py's flags, and those of train.py that follow --. Raises UserError."""
+    usage = "audiocls.folds NUMBER|speakers [options] -- flags of train.py"
+    about = (
+        "Cross-validation: score every clip by a model that never heard it, and find doubtful labels. Runs "
+        "that are there are not made again: the same command goes on."
+    )
+    parser = make_parser(FoldsConfig, usage, about)
+    own, shared = divided(argv, parser)
+    return build(FoldsConfig, vars(parser.parse_args(own))), shared
+
+
+def divided(argv: list[str], parser: "Parser") -> tuple[list[str], list[str]]:
+    """What stands before the first --, for the parser, and after it, for train.py. Raises UserError."""
+    parser.hint = "Flags of train.py stand after --. "
+    place = argv.index("--") if "--" in argv else len(argv)
+    of_train = {flag_name(field.name) for field in dataclasses.fields(TrainConfig)}
+    for word in argv[place + 1 :]:
+        if word.split("=")[0] in parser._option_string_actions.keys() - of_train - {"-h", "--help"}:
+            raise UserError(f"{word} is a flag of {parser.prog}: it stands before --.")
+    return argv[:place], argv[place + 1 :]
 
 
 def listing() -> str:
@@ -92,7 +136,7 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def make_parser(config: type, usage: str, description: str) -> argparse.ArgumentParser:
+def make_parser(config: type, usage: str, description: str) -> "Parser":
     """A parser that returns only the flags that were typed: recipe, file and default decide the others."""
     parser = Parser(
         prog=usage.split(maxsplit=1)[0],
@@ -139,11 +183,13 @@ def make_parser(config: type, usage: str, description: str) -> argparse.Argument
 class Parser(argparse.ArgumentParser):
     """argparse, its errors raised as UserError."""
 
+    hint = ""
+
     def error(self, message: str) -> typing.NoReturn:
         unknown = message.partition("unrecognized arguments: ")[2].partition(" ")[0]
         if near := difflib.get_close_matches(unknown, self._option_string_actions, n=1):
             message += f" (did you mean {near[0]}?)"
-        raise UserError(f"{message}. See {self.prog} --help.")
+        raise UserError(f"{message}. {self.hint}See {self.prog} --help.")
 
 
 def build(config: Callable[..., Config], settings: dict[str, Any]) -> Config:

@@ -93,6 +93,13 @@ def failing_to_read(path: Path) -> Iterator[None]:
         raise InputOutputFailed(f"{path} cannot be read: {error.strerror or error}.") from None
 
 
+def no_formula(text: str) -> str:
+    """A cell of text, with a ' before what a spreadsheet would run as a formula."""
+    text = text.replace("\r", "\\r")  # csv.writer leaves one unquoted, which ends the row
+    # https://owasp.org/www-community/attacks/CSV_Injection
+    return f"'{text}" if text.startswith(tuple("=+-@\t\n")) else text
+
+
 # Text of any encoding
 
 

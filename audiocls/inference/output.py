@@ -19,6 +19,7 @@ from audiocls.inference.classifier import Prediction
 from audiocls.model.files import read_json
 from audiocls.storage import complete_file
 from audiocls.streams import say
+from audiocls.tables import no_formula
 
 
 def unlike_training(config: InferConfig) -> str | None:
@@ -104,13 +105,6 @@ def as_cells(prediction: Prediction, columns: list[str], top_k: int) -> list[str
     for label, score in prediction.scores:
         cells += [no_formula(label), f"{score:.6f}"]
     return cells + [""] * (2 * (top_k - len(prediction.scores)))
-
-
-def no_formula(text: str) -> str:
-    """A cell of text, with a ' before what a spreadsheet would run as a formula."""
-    text = text.replace("\r", "\\r")  # csv.writer leaves one unquoted, which ends the row
-    # https://owasp.org/www-community/attacks/CSV_Injection
-    return f"'{text}" if text.startswith(tuple("=+-@\t\n")) else text
 
 
 def as_json(prediction: Prediction) -> str:

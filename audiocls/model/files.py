@@ -66,6 +66,8 @@ def model_folder(name: str) -> str:
     if (folder / "best").is_dir():
         folder = folder / "best"
     elif not (folder / "config.json").exists():
+        if (folder / "final" / "best").is_dir():  # what folds.py trained on all clips
+            return model_folder(str(folder / "final"))
         if (folder / "run.json").exists():
             raise UserError(
                 f"{name} holds a run without best/: its first evaluation makes it. Let it go on (--resume)."

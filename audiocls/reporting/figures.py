@@ -162,6 +162,39 @@ def histogram(counts: Sequence[int], edges: Sequence[float], xlabel: str) -> Fig
 
 
 @drawing()
+def dots(names: Sequence[str], values: Sequence[Sequence[float]], xlabel: str) -> Figure:
+    """A row for each name, from the top: a dot for each value, and a line at their mean."""
+    figure, ax = axes(4.4, 0.8 + 0.4 * len(names))
+    for row, some in enumerate(values):
+        ax.scatter(some, [row] * len(some), 22, BLUE, alpha=0.75, linewidths=0, zorder=3)
+        ax.vlines(np.mean(some), row - 0.28, row + 0.28, color=ORANGE, linewidth=1.6)
+    in_rows(ax, names, xlabel)
+    return figure
+
+
+@drawing()
+def intervals(names: Sequence[str], spans: Sequence[tuple[float, ...]], xlabel: str) -> Figure:
+    """A row for each name, from the top: (mean, low, high, whether it is clear), beside a line at 0."""
+    figure, ax = axes(4.4, 0.8 + 0.4 * len(names))
+    ax.axvline(0, color=FAINT, linewidth=0.8, linestyle=(0, (3, 3)))
+    for row, (mean, low, high, is_clear) in enumerate(spans):
+        colour = ORANGE if is_clear else BLUE
+        ax.hlines(row, low, high, color=colour, linewidth=2)
+        ax.plot([mean], [row], "o", color=colour, markersize=5)
+    in_rows(ax, names, xlabel)
+    return figure
+
+
+def in_rows(ax: Axes, names: Sequence[str], xlabel: str) -> None:
+    ax.set(xlabel=xlabel, ylim=(len(names) - 0.5, -0.5))
+    ax.set_yticks(range(len(names)), [shortened(one_line(name), 28) for name in names])
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.margins(x=0.08)
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+
+
+@drawing()
 def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     """Rows are the true labels; darker is a larger part of the row, so that rare labels show as well."""
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)

@@ -37,7 +37,9 @@ def model_card(run_folder: Path) -> str:
     """The card: YAML front matter, then Markdown in which no name can act."""
     results = read_run(run_folder)
     config = results.config
-    name = public_name(config.get("push_to_hub") or run_folder.resolve().name)
+    folder = run_folder.resolve()
+    folder = folder.parent if results.folds else folder  # the folds' own, in which it is called final/
+    name = public_name(config.get("push_to_hub") or folder.name)
     cards = Environment(
         loader=PackageLoader("audiocls.reporting"),
         autoescape=False,  # Markdown: `md` escapes

@@ -19,6 +19,7 @@ from audiocls.errors import OK, UserError, exit_code_of
 from audiocls.flags import flag_name
 from audiocls.metrics import SCORES
 from audiocls.reporting import figures
+from audiocls.reporting.doubts import doubted, is_guess
 from audiocls.reporting.pages import duration, percent, render
 from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, RunResults, read_run, read_worst_errors
 from audiocls.storage import write_text
@@ -37,7 +38,8 @@ def report(run_folder: Path) -> str:
     """The page, a pure function of the run folder."""
     results = read_run(run_folder)
     end, judged = results.last("end"), results.last("test")
-    if not judged and results.best_step is not None:
+    is_by_folds = results.predictions is not None and results.predictions.split == "folds"
+    if not judged and not is_by_folds and results.best_step is not None:
         judged = next(record for record in results.of_kind("eval") if record["step"] == results.best_step)
     return render(
         "report.html",
@@ -106,6 +108,9 @@ def scored_parts(results: RunResults, run_folder: Path) -> dict[str, Any]:
         "num_errors": (predictions.predicted != predictions.labels).sum(),
         "errors": predictions.worst(MOST_ERRORS),
         "sounds": read_worst_errors(run_folder),
+        "doubts": doubted(results),
+        "is_guess": is_guess(predictions),
+        "most_shown": MOST_ERRORS,
         "most_seconds": MOST_SECONDS,
         "points": POINTS,
         # Markup: ours, and longer than a line of anybody's.

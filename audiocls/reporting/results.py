@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,18 @@ from audiocls.storage import READ_ERRORS, checksums_of, damage
 RUN_KEYS = (
     "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
 )
+# Where folds.py pooled several runs: a dict for each, the labels that a fold has all clips of, and the number
+# of clips whose sound another fold has, too.
+FOLDS_KEYS: dict[str, Any] = {"folds": [], "untrained": [], "heard": 0}
+SPLITS = ("test", "folds", "evaluation")  # of predictions.jsonl; a run is judged by the first that it has
 MOST_ERRORS, MOST_SECONDS = 24, 15  # kept as sound
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The clips of the test set where there is one, else of the evaluation, as the best model judged them."""
+    """The clips of a split, as the best model judged them; of folds, each by the one that never heard it."""
 
-    split: str  # "test" or "evaluation"
+    split: str  # of SPLITS
     paths: list[str]
     labels: np.ndarray  # int64 [clips]
     probabilities: np.ndarray  # float64 [clips, labels]
@@ -75,7 +80,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class RunResults:
-    """run.json, metrics.jsonl, predictions.jsonl and audit.json; what a run did not come to is empty."""
+    """run.json, metrics.jsonl, predictions.jsonl and audit.json; what a run did not come to is empty.
+
+    `folds` has a dict for each fold of a folder that folds.py made, see there.
+    """
 
     run: dict[str, Any]
     labels: list[str]  # by their id
@@ -83,6 +91,15 @@ class RunResults:
     predictions: Predictions | None
     scores: Scores | None
     audit: dict[str, Any] | None
+
+    @property
+    def folds(self) -> list[dict[str, Any]]:
+        return self.run["folds"]
+
+    def over_folds(self, score: str) -> tuple[float, float]:
+        """The mean and the standard deviation of a score over folds."""
+        values = [fold["scores"][score] for fold in self.folds]
+        return statistics.mean(values), statistics.stdev(values)
 
     def of_kind(self, kind: str) -> list[Any]:
         return [record for record in self.records if record["kind"] == kind]
@@ -112,7 +129,8 @@ def read_run(folder: Path) -> RunResults:
     path = folder / "run.json"
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
-        run = {key: run[key] for key in RUN_KEYS}
+        folds = {key: run.get(key, default) for key, default in FOLDS_KEYS.items()}
+        run = {key: run[key] for key in RUN_KEYS} | folds
         run["config"] = dataclasses.asdict(TrainConfig()) | run["config"]  # an older run may lack some
         labels = sorted(run["label2id"], key=run["label2id"].__getitem__)
         path = folder / "metrics.jsonl"
@@ -127,6 +145,22 @@ def read_run(folder: Path) -> RunResults:
     return RunResults(run, labels, records, predictions, scores, audit)
 
 
+def begun_with(run_folder: Path) -> dict[str, Any]:
+    """What trial.json says of a run that compare.py or folds.py began: config, files, seconds.
+
+    Of another run its config; empty where there is none.
+    """
+    for name in ("trial.json", "run.json"):
+        try:
+            found = json.loads((run_folder / name).read_text(encoding="utf-8"))
+            return {"config": dict(found["config"]), **(found if name == "trial.json" else {})}
+        except FileNotFoundError:
+            continue
+        except READ_ERRORS as error:
+            raise InputOutputFailed(f"{run_folder / name} cannot be read: {error}.") from None
+    return {}
+
+
 def read_lines(path: Path) -> Iterator[Any]:
     """The objects of a .jsonl file; none where there is no such file."""
     if path.exists():
@@ -134,14 +168,17 @@ def read_lines(path: Path) -> Iterator[Any]:
             yield from map(json.loads, file)
 
 
-def read_predictions(path: Path, names: list[str]) -> Predictions | None:
-    """The test set's predictions, else the evaluation's; None where there are none. `names`: the labels'."""
+def read_predictions(path: Path, names: list[str], split: str | None = None) -> Predictions | None:
+    """The predictions of a split, or of the first of SPLITS; None where there are none.
+
+    `names` are the labels, by their numbers.
+    """
     number = {name: id for id, name in enumerate(names)}
-    parts: dict[str, list[tuple[str, int, np.ndarray]]] = {"evaluation": [], "test": []}
+    parts: dict[str, list[tuple[str, int, np.ndarray]]] = {name: [] for name in SPLITS}
     for line in read_lines(path):
         parts[line["split"]].append((line["path"], number[line["label"]], np.array(line["probabilities"])))
-    split = "test" if parts["test"] else "evaluation"
-    if not parts[split]:
+    split = split or next((name for name in SPLITS if parts[name]), None)
+    if split is None or not parts[split]:
         return None
     paths, labels, rows = zip(*parts[split], strict=True)
     # A model whose numbers broke on some clip has no confidence in it.
@@ -162,7 +199,7 @@ class Sound(NamedTuple):
 
 
 def read_worst_errors(run_folder: Path) -> dict[int, Sound]:
-    """Place (1 is the worst) -> its sound; none unless they are whole, and of these predictions."""
+    """Place (1 is the worst) -> its sound in errors/; none unless they are whole, of these predictions."""
     folder = run_folder / "errors"
     if damage(folder) or checksums_of(folder).get("predictions") != predictions_digest(run_folder):
         return {}

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audiocls.errors import named, number_of
 from audiocls.metrics import SCORES
+from audiocls.reporting.doubts import DOUBTED, doubted, is_guess
 from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, predictions_digest, read_run
 from audiocls.storage import complete_folder
 from audiocls.streams import say
 
-# ("evaluation" or "test", place of a clip in it) -> its waveform, float32 [samples], and its sampling rate.
+MANY_DOUBTS = 0.2  # of the clips: more are hardly wrong labels
+# ("evaluation", "test" or "folds", place of a clip in it) -> its waveform, float32 [samples], and its rate.
 # Raises ValueError where it cannot be read any more.
 Sound = Callable[[str, int], tuple[np.ndarray, int]]
 # Takes a name, pixels, uint8 [height, width, 3], and a step.
@@ -40,12 +44,19 @@ def wrap_up(run_folder: Path, sound: Sound, show_image: ShowImage | None = None)
 
 
 def keep_worst_errors(run_folder: Path, sound: Sound) -> None:
-    """Write errors/01.flac and on: the sound of the clips that were judged worst, complete or not at all."""
-    predictions = read_run(run_folder).predictions
+    """Write errors/01.flac and on: the sound of the clips that were judged worst, complete or not at all.
+
+    Of folds these are the clips whose label is doubted.
+    """
+    results = read_run(run_folder)
+    predictions = results.predictions
     if predictions is None:
         return
+    worst = predictions.worst(MOST_ERRORS)
+    if predictions.split == "folds":
+        worst = [doubt.clip for doubt in doubted(results)[:MOST_ERRORS]]
     with complete_folder(run_folder / "errors", predictions=predictions_digest(run_folder)) as unfinished:
-        for place, index in enumerate(predictions.worst(MOST_ERRORS), start=1):
+        for place, index in enumerate(worst, start=1):
             try:
                 waveform, rate = sound(predictions.split, index)
             except ValueError:  # where nothing could be cached, the file may be gone by now
@@ -77,8 +88,8 @@ def say_end(run_folder: Path) -> None:
     end, test = results.last("end"), results.last("test")
     metric, score = end["best_metric"], end["best_score"]
     say(f"best: {metric} {score:.4f} on {results.run['evaluation_is']} at step {end['best_step']}")
-    sizes = results.audit["classes"]["evaluation"].values() if results.audit else [1]
-    if metric == "accuracy" and score <= (largest := max(sizes) / sum(sizes)):
+    sizes = results.audit["classes"].get("evaluation", {}).values() if results.audit else ()
+    if metric == "accuracy" and sizes and score <= (largest := max(sizes) / sum(sizes)):
         say(f"note: that is no better than always naming one label, which is right in {largest:.4f}")
     if test:
         scores = ", ".join(f"{name} {test[name]:.4f}" for name in SCORES if test[name] is not None)
@@ -88,3 +99,37 @@ def say_end(run_folder: Path) -> None:
     infer = Path(sys.argv[0]).with_name("infer.py")
     command = shlex.join(["python", str(infer), str(run_folder), file])
     say(f"the best model is in {run_folder}/best; try: {command}")
+
+
+def say_folds(folder: Path) -> None:
+    """What the folds come to, in a few lines, and what to do about doubted labels."""
+    results = read_run(folder)
+    predictions, scores, folds = results.predictions, results.scores, results.folds
+    assert predictions and scores
+    for fold in folds:
+        of = f" ({named(fold['held_out'], 3)})" if fold["held_out"] else ""
+        say(f"fold {fold['fold']}{of}: {number_of(fold['clips'], 'clip')}, {scores_text(fold['scores'])}")
+    for name, value in scores.values.items():
+        of_folds = [fold["scores"][name] for fold in folds]
+        spread = f"over folds {min(of_folds):.4f} to {max(of_folds):.4f}, "
+        spread += f"standard deviation {results.over_folds(name)[1]:.4f}"
+        say(f"all clips: {SCORES[name].title} {value:.4f} ({spread})")
+    if tests := [fold["test_scores"] for fold in folds if fold["test_scores"]]:
+        means = {name: statistics.mean(test[name] for test in tests) for name in SCORES}
+        say(f"the test set, mean over the folds' models: {scores_text(means)}")
+    num_doubted, num_clips = len(doubted(results)), len(predictions.labels)
+    if is_guess(predictions):
+        say("doubted labels: none, because the models guess: train better first")
+        return
+    say(f"doubted labels: {num_doubted} of {number_of(num_clips, 'clip')}")
+    if num_doubted > MANY_DOUBTS * num_clips:
+        say("note: that many are mostly the models' own errors: train better first")
+    if num_doubted:
+        say(
+            f"listen to the first in {folder}/report.html, delete the rows of right labels from "
+            f"{folder}/{DOUBTED}, and train with --drop {folder}/{DOUBTED} or --relabel {folder}/{DOUBTED}"
+        )
+
+
+def scores_text(scores: dict[str, float]) -> str:
+    return ", ".join(f"{SCORES[name].title} {value:.4f}" for name, value in scores.items())

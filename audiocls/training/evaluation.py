@@ -75,7 +75,7 @@ def prediction_lines(split: str, clips: ClipDataset, evaluation: Evaluation) -> 
             "split": split,
             "path": clip.path,
             "label": clip.label,
-            "probabilities": [round(p, 6) for p in probabilities],
+            "probabilities": [float(f"{p:.6g}") for p in probabilities],  # also small ones have six digits
         }
         for clip, probabilities in zip(clips.clips, evaluation.probabilities.tolist(), strict=True)
     ]
