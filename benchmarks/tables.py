@@ -57,8 +57,9 @@ def measure(dataset: str) -> None:
     from audiocls.config import TrainConfig
     from audiocls.data.batch_plan import BatchPlan
     from audiocls.data.cache import cache_key
+    from audiocls.data.division import divide
     from audiocls.data.prepare import trained_too, two_labels
-    from audiocls.data.splits import choose_clips, divide
+    from audiocls.data.splits import choose_clips
 
     config = TrainConfig(
         dataset=dataset,
@@ -71,7 +72,7 @@ def measure(dataset: str) -> None:
     clips = [*chosen.train, *chosen.test]
     cache_key(clips, 16_000, None)
     rows = {"train": np.arange(len(chosen.train)), "test": np.arange(len(chosen.train), len(clips))}
-    rows["train"], rows["evaluation"] = divide(config, chosen.train, rows["train"], [])
+    rows["train"], rows["evaluation"] = divide(config, chosen.train, rows["train"], int, [])
     keys = [clip.audio.same_file_key() for clip in clips]
     two_labels(clips, keys)
     for alike in (keys, [clip.group for clip in clips]):
