@@ -14,9 +14,10 @@ from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
 from audiocls.flags import as_typed, parse_compare, parse_train, read_config_file
 from audiocls.recipes import RECIPES
-from audiocls.reporting.comparison import Run, Setting, check_comparable, compare
+from audiocls.reporting.comparison import check_comparable, compare
 from audiocls.reporting.comparison_page import in_lines, page
 from audiocls.reporting.results import begun_with, read_run
+from audiocls.reporting.runs import Run, Setting
 from audiocls.signals import StopSignal
 from audiocls.storage import failing_as, write_json, write_text
 from audiocls.streams import say

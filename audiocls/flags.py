@@ -20,6 +20,7 @@ from audiocls.recipes import RECIPES, settings_of, usual_recipe
 
 Config = TypeVar("Config", TrainConfig, InferConfig, CompareConfig, FoldsConfig)
 
+AFTER = "Flags of train.py stand after --. "
 LIST = object()  # the value of --recipe without a name
 # Where a run was written, and whether it replaced another, is no part of what it did.
 NOT_REPEATED = {"output_dir", "overwrite", "resume", "push_to_hub", "push_dry_run"}
@@ -88,7 +89,7 @@ def parse_compare(argv: list[str]) -> tuple[CompareConfig, list[str]]:
         "Train with each of several settings, over several seeds, and say how each differs from the first. "
         "Runs that are there are not made again: the same command goes on, and more --seeds only add some."
     )
-    parser = make_parser(CompareConfig, usage, about)
+    parser = make_parser(CompareConfig, usage, about, AFTER)
     own, shared = divided(argv, parser)
     ours = parser._option_string_actions.keys()
     with_value = {flag_name(one.name) for one in dataclasses.fields(TrainConfig) if one.type is not bool}
@@ -108,14 +109,13 @@ def parse_folds(argv: list[str]) -> tuple[FoldsConfig, list[str]]:
         "Cross-validation: score every clip by a model that never heard it, and find doubtful labels. Runs "
         "that are there are not made again: the same command goes on."
     )
-    parser = make_parser(FoldsConfig, usage, about)
+    parser = make_parser(FoldsConfig, usage, about, AFTER)
     own, shared = divided(argv, parser)
     return build(FoldsConfig, vars(parser.parse_args(own))), shared
 
 
 def divided(argv: list[str], parser: "Parser") -> tuple[list[str], list[str]]:
     """What stands before the first --, for the parser, and after it, for train.py. Raises UserError."""
-    parser.hint = "Flags of train.py stand after --. "
     place = argv.index("--") if "--" in argv else len(argv)
     of_train = {flag_name(field.name) for field in dataclasses.fields(TrainConfig)}
     for word in argv[place + 1 :]:
@@ -136,8 +136,11 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def make_parser(config: type, usage: str, description: str) -> "Parser":
-    """A parser that returns only the flags that were typed: recipe, file and default decide the others."""
+def make_parser(config: type, usage: str, description: str, hint: str = "") -> "Parser":
+    """A parser that returns only the flags that were typed: recipe, file and default decide the others.
+
+    The `hint` is a sentence for its errors.
+    """
     parser = Parser(
         prog=usage.split(maxsplit=1)[0],
         usage=usage,
@@ -145,6 +148,7 @@ def make_parser(config: type, usage: str, description: str) -> "Parser":
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
+    parser.hint = hint
     target: Any = parser
     for field in dataclasses.fields(config):
         about = field.metadata

@@ -80,6 +80,14 @@ def per_class(confusion: np.ndarray) -> ClassScores:
     )
 
 
+def guessing_accuracy(chance: float, count: float) -> float:
+    """The accuracy on `count` clips up to which a model may only be guessing.
+
+    That is two standard deviations above `chance`, the commonest label's share, which always naming it gets.
+    """
+    return chance + 2 * math.sqrt(chance * (1 - chance) / count)
+
+
 def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
     """The interval that holds a share seen as `hits` of `count`; 95% for this `z` (Wilson, 1927)."""
     share = hits / count

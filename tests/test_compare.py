@@ -15,9 +15,10 @@ from audiocls.compare import config_of, main, trial_of
 from audiocls.config import TrainConfig
 from audiocls.errors import UserError
 from audiocls.flags import parse_compare
-from audiocls.reporting.comparison import Run, Setting, compare
+from audiocls.reporting.comparison import compare
 from audiocls.reporting.comparison_page import in_lines, page
 from audiocls.reporting.results import begun_with
+from audiocls.reporting.runs import Run, Setting
 from audiocls.signals import StopSignal
 from audiocls.trials import Failed, Trial, run_trials
 

@@ -76,8 +76,8 @@ class Rows:
         for row, name in enumerate(paths):
             for meant in {name, name.removeprefix("'")}:
                 self.rows_of.setdefault(os.path.abspath(meant), []).append(row)
-        self.used: set[int] = set()
-        self.seen: set[int] = set()  # the clips of their paths may bear other labels
+        self.matched: set[int] = set()  # rows that have named a clip
+        self.found: set[int] = set()  # rows whose path is a clip's, which may bear another label
 
     def find(self, clip: Clip) -> int | None:
         """The row that names a clip; of several the first."""
@@ -85,8 +85,8 @@ class Rows:
         said = [(row, self.labels[row]) for row in rows]
         label = clean(clip.label)
         found = [row for row, one in said if not one or label in (one, one.removeprefix("'"))]
-        self.seen.update(rows)
-        self.used.update(found)
+        self.found.update(rows)
+        self.matched.update(found)
         if len({self.new_labels[row] for row in found}) > 1:
             new = " and ".join(repr(self.new_labels[row]) for row in found)
             raise UserError(f"{self.flag} {self.file} names {clip.path} twice, with the labels {new}.")
@@ -106,12 +106,12 @@ class Rows:
         """What did not fit. Raises UserError where nothing did."""
         if not self.where:
             return [f"{self.file} holds no rows: nothing is changed by it"]
-        if not self.used:
-            why = "its clips bear other labels" if self.seen else "are its paths as --dataset gives them?"
+        if not self.matched:
+            why = "its clips bear other labels" if self.found else "are its paths as --dataset gives them?"
             raise UserError(f"{self.flag} {self.file} names no clip of the data set: {why}")
         count = len(self.where)
         others = {
-            "name no clip": count - len(self.seen),
-            "name clips that bear another label": len(self.seen) - len(self.used),
+            "name no clip": count - len(self.found),
+            "name clips that bear another label": len(self.found) - len(self.matched),
         }
         return [f"{self.file}: of {count} rows {number} {what}" for what, number in others.items() if number]

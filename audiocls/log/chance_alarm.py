@@ -1,11 +1,11 @@
 """Saying so when a run does not learn."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from audiocls.config import TrainConfig
+from audiocls.metrics import guessing_accuracy
 
 FEWEST_STEPS = 10  # a shorter run was not meant to learn
 MOSTLY = 0.9
@@ -37,8 +37,7 @@ class ChanceAlarm:
         if len(there) < 2:
             return None
         entropy = -(there * np.log(there)).sum()
-        luck = 2 * math.sqrt(chance * (1 - chance) / clips)  # two standard deviations
-        if scores["loss"] < 0.95 * entropy or scores["accuracy"] > chance + luck:
+        if scores["loss"] < 0.95 * entropy or scores["accuracy"] > guessing_accuracy(chance, clips):
             return None
         self.rang = True
         return (

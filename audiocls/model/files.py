@@ -55,8 +55,8 @@ LIMITS: tuple[tuple[str, float, float], ...] = (
 def model_folder(name: str) -> str:
     """The folder that holds the model: `best/` of a run folder; a name that is no folder's as it is.
 
-    Its files are compared with its checksums, where it has them. Raises InputOutputFailed where they differ,
-    UserError where there is no model.
+    Of a folder of folds it is that of the final model. Its files are compared with its checksums, where it
+    has them. Raises InputOutputFailed where they differ, UserError where there is no model.
     """
     name = os.path.expanduser(name)
     folder = Path(name)

@@ -1,12 +1,12 @@
 """The labels that models doubt which never heard their clips: confident learning, and doubted.csv."""
 
 import csv
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from audiocls.metrics import accuracy, guessing_accuracy
 from audiocls.reporting.results import Predictions, RunResults
 from audiocls.storage import complete_file
 from audiocls.tables import no_formula
@@ -25,11 +25,10 @@ class Doubt(NamedTuple):
 
 
 def is_guess(predictions: Predictions) -> bool:
-    """Whether the labels were hardly more often right than always naming the commonest one is."""
+    """Whether the models that made these may only be guessing."""
     labels = predictions.labels
     chance = np.bincount(labels).max() / len(labels)
-    luck = 2 * math.sqrt(chance * (1 - chance) / len(labels))  # two standard deviations
-    return float(np.mean(predictions.predicted == labels)) <= chance + luck
+    return accuracy(labels, predictions.probabilities) <= guessing_accuracy(chance, len(labels))
 
 
 def doubted(results: RunResults) -> list[Doubt]:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +98,7 @@ class RunResults:
     def over_folds(self, score: str) -> tuple[float, float]:
         """The mean and the standard deviation of a score over folds."""
         values = [fold["scores"][score] for fold in self.folds]
-        return statistics.mean(values), statistics.stdev(values)
+        return float(np.mean(values)), float(np.std(values, ddof=1))
 
     def of_kind(self, kind: str) -> list[Any]:
         return [record for record in self.records if record["kind"] == kind]

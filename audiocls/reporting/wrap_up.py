@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import statistics
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,7 +114,7 @@ def say_folds(folder: Path) -> None:
         spread += f"standard deviation {results.over_folds(name)[1]:.4f}"
         say(f"all clips: {SCORES[name].title} {value:.4f} ({spread})")
     if tests := [fold["test_scores"] for fold in folds if fold["test_scores"]]:
-        means = {name: statistics.mean(test[name] for test in tests) for name in SCORES}
+        means = {name: float(np.mean([test[name] for test in tests])) for name in SCORES}
         say(f"the test set, mean over the folds' models: {scores_text(means)}")
     num_doubted, num_clips = len(doubted(results)), len(predictions.labels)
     if is_guess(predictions):

@@ -108,7 +108,7 @@ def remove_run(folder: Path) -> None:
         for name in ("checkpoints", "best", "errors", "profile", "tensorboard", "wandb"):
             if (folder / name).exists():
                 shutil.rmtree(folder / name)
-        for name in "run.json metrics.jsonl predictions.jsonl audit.json report.html doubted.csv".split():
+        for name in "run.json metrics.jsonl predictions.jsonl audit.json report.html".split():
             (folder / name).unlink(missing_ok=True)
 
 
