@@ -17,6 +17,7 @@ from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
 from audiocls.model.freezing import check_can_freeze, freeze
 from audiocls.model.loading import load_for_inference, load_for_training, open_backbone
+from audiocls.training.optim import seed_everything
 
 LABELS = ["down", "left", "up"]
 HAVE_NO_FEATURE_ENCODER = ("wav2vec2-bert", "audio-spectrogram-transformer", "whisper")
@@ -78,6 +79,24 @@ def test_saved_model_scores_as_the_pipeline_whatever_shares_its_batch(
         # 1e-5: sums over a batch of another size round differently.
         scores = [score for _, score in prediction.scores]
         assert scores == pytest.approx([one["score"] for one in expected], abs=1e-5)
+
+
+def test_activations_can_be_computed_again_with_the_same_gradients(architecture: tuple[str, Path]) -> None:
+    _, folder = architecture
+    loaded = load_for_training(open_backbone(str(folder)), LABELS, seed=0)
+    model = loaded.model.train()
+    examples = [Example(waveform, label) for label, waveform in enumerate(waveforms(16_000, 12_000))]
+    batch = loaded.collator()(examples)
+    found = []
+    for recomputes in (False, True):
+        if recomputes:
+            model.recompute_activations()
+        seed_everything(0, 0, 0, torch.device("cpu"))
+        model(**batch.inputs).square().sum().backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        model.zero_grad()
+    kept, again = found
+    assert (again - kept).norm() <= 1e-5 * kept.norm() > 0
 
 
 def test_freezing_the_feature_encoder_is_refused_where_there_is_none(architecture: tuple[str, Path]) -> None:

@@ -1,5 +1,7 @@
 """The forward pass: transformers' logits and gradients from its weights, whatever is padded beside a clip."""
 
+import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from transformers import AutoConfig, AutoModelForAudioClassification, Wav2Vec2Fe
 
 from audiocls.data.collators import Example
 from audiocls.errors import UserError
+from audiocls.model import encoder, kernels
 from audiocls.model.encoder import SpeechClassifier
 from audiocls.model.files import save_model
 from audiocls.model.freezing import check_can_freeze
@@ -88,17 +91,22 @@ def assert_same(ours: Computed, theirs: Computed, logits_within: float = 1e-6, w
 def test_logits_and_gradients_are_those_of_transformers_clip_by_clip(
     settings: dict[str, Any], is_masked: bool
 ) -> None:
+    assert_transformers(settings, is_masked, torch.float32, 2e-6)
+
+
+def assert_transformers(settings: dict[str, Any], is_masked: bool, dtype: torch.dtype, within: float) -> None:
     ours, theirs = pair(settings, mask_time_prob=0.3 * is_masked, mask_feature_prob=0.0)
-    assert len(gradients(ours.train(), ours(torch.randn(1, 4_000)))) > 0
+    ours, theirs = ours.to(dtype), theirs.to(dtype)
+    assert len(gradients(ours.train(), ours(torch.randn(1, 4_000, dtype=dtype)))) > 0
     for length in LENGTHS:
-        waveform = torch.randn(1, length)
+        waveform = torch.randn(1, length, dtype=dtype)
         num_frames = int(ours.encoder.feature_extractor.num_frames(torch.tensor([length])))
         masked = torch.rand(1, num_frames) < 0.3 if is_masked else None
         kwargs = {} if masked is None else {"mask_time_indices": masked}
         our_logits = ours.train()(waveform, masked_frames=masked)
         their_logits = theirs.train()(waveform, **kwargs).logits
         our_gradients, their_gradients = gradients(ours, our_logits), gradients(theirs, their_logits)
-        assert_same((our_logits, our_gradients), (their_logits, their_gradients))
+        assert_same((our_logits, our_gradients), (their_logits, their_gradients), within, 10 * within)
 
 
 # In double precision it is the same but for 1e-13; in float32 each of the two is within 1e-6 of that.
@@ -124,6 +132,56 @@ def test_a_padded_batch_gives_what_its_clips_give_alone(
         expected = theirs(input_values, attention_mask=real.long(), mask_time_indices=masked).logits
         expected_gradients = gradients(theirs, expected)
         assert_same((padded, gradients(ours, padded)), (expected, expected_gradients), within, 10 * within)
+
+
+AS_ON_A_GPU = (
+    "wav2vec2, base-like",
+    "wav2vec2, large-like",
+    "wavlm, base-like",
+    "wav2vec2, odd positions",
+    "wav2vec2, long positions",
+    "tiny",
+)
+
+
+@pytest.fixture
+def gpu_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matrix products that convolutions are on a GPU, here on a CPU."""
+    monkeypatch.setattr(kernels, "is_on_gpu", lambda tensor: True)
+    monkeypatch.setattr(encoder, "prefers_products", lambda tensor: True)
+
+
+@pytest.mark.usefixtures("gpu_kernels")
+@pytest.mark.parametrize("name", AS_ON_A_GPU)
+def test_as_on_a_gpu_logits_and_gradients_are_those_of_transformers(name: str) -> None:
+    assert_transformers(CASES[name], True, torch.float64, 1e-12)
+    test_a_padded_batch_gives_what_its_clips_give_alone(CASES[name], torch.float64, 1e-12)
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "wavlm"])
+def test_activations_that_are_computed_again_are_the_same(kind: str) -> None:
+    """Dropout and LayerDrop included: the same logits and gradients, and far less is kept."""
+    ours, _ = pair(CASES[f"{kind}, large-like"], mask_time_prob=0.3)
+    config = dataclasses.replace(ours.config, hidden_dropout=0.1, attention_dropout=0.1, layerdrop=0.3)
+    ours = SpeechClassifier(config, len(LABELS)).train()
+    batch = batch_of(config, ours, torch.device("cpu"))
+    found = []
+    for recomputes in (False, True):
+        kept: dict[int, int] = {}
+
+        def count(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        if recomputes:
+            ours.recompute_activations()
+        torch.manual_seed(1)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            logits = ours(**batch)
+        found.append((logits, gradients(ours, logits), sum(kept.values())))
+    (logits, gradient, kept_bytes), (again, gradient_again, kept_again) = found
+    assert torch.equal(logits, again) and torch.equal(gradient, gradient_again)
+    assert kept_again < 0.5 * kept_bytes
 
 
 def test_layers_are_dropped_as_transformers_drops_them() -> None:
@@ -197,6 +255,7 @@ class NoIndexedCopies(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 def test_nothing_in_a_micro_batch_waits_for_the_device(settings: dict[str, Any], tmp_path: Path) -> None:
     """On the meta device there is nothing that could be read back: whatever tries raises."""
@@ -222,22 +281,34 @@ def batch_of(config: EncoderConfig, model: SpeechClassifier, device: torch.devic
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("gpu_kernels")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # dynamo's
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_it_compiles_in_one_piece_forward_and_backward(kind: str) -> None:
-    """As far as tracing and differentiating goes: what a compiler makes of the graphs is torch's."""
+def test_its_pieces_compile_without_breaks_forward_and_backward(kind: str) -> None:
+    """As on a GPU, as far as tracing and differentiating goes: what is made of the graphs is torch's."""
     settings = CASES[f"{kind}, base-like"] | {"mask_time_prob": 0.3, "mask_feature_prob": 0.1}
     ours, _ = pair(settings)
     ours.train()
     batch = batch_of(ours.config, ours, torch.device("cpu"))
-    expected = ours(**batch)
-    expected_gradients = gradients(ours, expected)
     torch._dynamo.reset()
-    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
-    logits = compiled(**batch)
-    assert_same((logits, gradients(ours, logits)), (expected, expected_gradients))
-    with torch.no_grad():
-        torch.testing.assert_close(compiled(batch["input_values"]), ours(batch["input_values"]))
+    for is_cast in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            expected = ours(**batch)
+        expected_gradients = gradients(ours, expected)
+        compiled = copy.deepcopy(ours)
+        for piece in compiled.pieces():
+            piece.compile(fullgraph=True, dynamic=False, backend="aot_eager")
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_cast):
+            logits = compiled(**batch)
+            with torch.no_grad():
+                alone = compiled.eval()(batch["input_values"]), ours.eval()(batch["input_values"])
+        within = (0.02, 0.05) if is_cast else (1e-6, 1e-5)
+        assert_same((logits, gradients(compiled, logits)), (expected, expected_gradients), *within)
+        torch.testing.assert_close(*alone, rtol=0, atol=within[0] * alone[0].std().item())
+        ours.train()
 
 
 # The warning is of SEW-D's softmax, when it is traced.
@@ -249,9 +320,9 @@ def test_compiled_parts_are_in_every_architecture_and_change_no_logits(
     compiled: list[nn.Module] = []
     compile_it = nn.Module.compile
 
-    def trace(module: nn.Module) -> None:
+    def trace(module: nn.Module, **options: Any) -> None:
         compiled.append(module)
-        compile_it(module, backend="eager")
+        compile_it(module, backend="eager", **options)
 
     monkeypatch.setattr(nn.Module, "compile", trace)
     save_backbone(architecture, tmp_path)
@@ -268,7 +339,7 @@ def test_compiled_parts_are_in_every_architecture_and_change_no_logits(
 
 def test_its_parts_are_ranges_in_a_trace() -> None:
     ours, _ = pair(CASES["wav2vec2, base-like"])
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:  # torch 2.11 warns without
         ours(torch.randn(1, 8_000))
     names = {event.name for event in profile.events()}
     assert names >= {"convolutions", "projection", "positional convolution", "layer 0", "layer 1", "head"}

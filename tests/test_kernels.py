@@ -1,4 +1,4 @@
-"""The CPU's kernels: torch's own results, a fair dropout."""
+"""The kernels: torch's own results, a fair dropout."""
 
 import pytest
 import torch
@@ -6,7 +6,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from audiocls.model.kernels import OneDNNMode, attention, draw_kept, dropout, linear, long_convolution
+from audiocls.model.kernels import (
+    OneDNNMode,
+    attention,
+    block_toeplitz,
+    by_products,
+    draw_kept,
+    dropout,
+    linear,
+    long_convolution,
+)
 
 
 @pytest.mark.parametrize("has_bias", [True, False])
@@ -102,14 +111,63 @@ def test_long_convolutions_give_torchs_values_and_gradients(
     for frames in (taps, 130, 299, 3):  # the last are too few: torch's own way
         if frames + 2 * padding < taps:
             continue
-        inputs = torch.randn(5, 32, frames, requires_grad=True)
+        inputs = torch.randn(5, frames, 32, requires_grad=True)
         results = []
-        for output in (long_convolution(inputs, conv), conv(inputs)):
+        for output in (long_convolution(inputs, conv), conv(inputs.mT).mT):
             gradients = torch.autograd.grad(output.square().sum(), (inputs, *conv.parameters()))
             results.append((output, *gradients))
         for one, other in zip(*results, strict=True):
             # Relative to the largest value: a transform's error is spread over all of them.
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * other.abs().max().item())
+
+
+def assert_same_gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> None:
+    """Of two ways to the same numbers, with the same upstream gradient, in float64."""
+    upstream = torch.randn_like(outputs[0])
+    ours, theirs = (torch.autograd.grad(output, inputs, upstream) for output in outputs)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-12, atol=1e-12)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 16, 17, 49, 100])
+@pytest.mark.parametrize(
+    "taps, padding, groups, has_bias", [(8, 4, 2, True), (15, 7, 1, False), (16, 0, 4, True)], ids=str
+)
+def test_block_toeplitz_products_are_the_convolution(
+    frames: int, taps: int, padding: int, groups: int, has_bias: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv1d(16, 24, taps, padding=padding, groups=groups, bias=has_bias, dtype=torch.float64)
+    inputs = torch.randn(3, frames + taps, 16, dtype=torch.float64, requires_grad=True)
+    ours = block_toeplitz(inputs, conv.weight, conv.bias, padding, groups)
+    assert_same_gradients((ours, conv(inputs.mT).mT), [inputs, *conv.parameters()])
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize(
+    "channels, taps, stride, time",
+    [(1, 10, 5, 640), (1, 5, 5, 60), (8, 3, 2, 64), (8, 2, 2, 64), (8, 3, 2, 2)],
+)
+def test_products_are_the_strided_convolution(
+    channels: int, taps: int, stride: int, time: int, has_bias: bool
+) -> None:
+    """But for the last frames, for which the convolution has too few inputs."""
+    torch.manual_seed(0)
+    conv = nn.Conv1d(channels, 6, taps, stride, bias=has_bias, dtype=torch.float64)
+    inputs = torch.randn(3, time, channels, dtype=torch.float64, requires_grad=True)
+    ours = by_products(inputs, conv.weight, conv.bias, stride)
+    assert ours.shape == (3, time // stride, 6)
+    if time >= taps:
+        theirs = conv(inputs.mT).mT
+        assert_same_gradients((ours[:, : theirs.shape[1]], theirs), [inputs, *conv.parameters()])
+
+
+def test_under_autocast_products_are_in_its_precision() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert by_products(torch.randn(1, 64, 8), torch.randn(6, 8, 3), None, 2).dtype == torch.bfloat16
+        weight = nn.Conv1d(8, 8, 16).weight
+        assert block_toeplitz(torch.randn(1, 64, 8), weight, None, 8, 1).dtype == torch.bfloat16
 
 
 def test_within_the_mode_linear_layers_of_any_code_give_torchs_numbers_and_gradients() -> None:

@@ -52,7 +52,7 @@ def test_a_clip_in_a_padded_batch_gives_what_it_gives_alone_where_it_is_said_to(
     difference = (alone - padded).abs().max().item()
     assert loaded.padding_invariant == (name in NEUTRAL)
     if name in NEUTRAL:
-        assert difference < 1e-5  # the logits' spread is 1
+        assert difference < 2e-5  # the logits' spread is 1
     else:
         assert difference > 0.01  # if this fails, the architecture can be batched after all
 

@@ -36,6 +36,14 @@ class Backbone:
         return not isinstance(self.config, EncoderConfig)
 
     @property
+    def is_alike_each_time(self) -> bool:
+        """Whether a forward pass asks for the same kernels each time: with LayerDrop it does not.
+
+        transformers' own models may also wait for the GPU.
+        """
+        return not self.is_stock and self.config.layerdrop == 0
+
+    @property
     def forward_pass(self) -> str:
         """Whose code computes the logits: "audiocls" or "transformers"."""
         return "transformers" if self.is_stock else "audiocls"
@@ -107,15 +115,20 @@ class LoadedModel:
         return not self.backbone.is_stock or padding_changes_nothing(config, extractor)
 
     def compile(self) -> None:
-        """torch.compile each convolution and each transformer layer by itself.
+        """torch.compile the model in a few pieces: each in one graph, for each shape that it meets.
 
-        Layers share what is compiled, and LayerDrop, which would break a graph of all of them, stays outside:
-        the whole model takes several times as long to compile.
+        Layers share what is compiled, and LayerDrop, which no graph of all of them could hold, stays outside.
+        The whole model in one piece takes several times as long to compile.
         """
         from torch._dynamo import config
 
-        # For each length, padded or not, training and evaluating; beyond 8, torch would give up.
-        config.recompile_limit = 64
+        # Beyond its limits torch would give up: a length, padded or not, of a full batch and of an epoch's
+        # last, training and evaluating, is a shape each.
+        config.recompile_limit, config.accumulated_recompile_limit = 256, 4096
+        if not self.backbone.is_stock:
+            for piece in self.model.pieces():
+                piece.compile(fullgraph=True, dynamic=False)
+            return
         for layers in self.model.modules():
             for layer in layers if type(layers) is nn.ModuleList else ():
                 layer.compile()
@@ -126,7 +139,7 @@ class LoadedModel:
         if self.takes == "pooled":
             return collate_pooled
         if self.takes == "features":
-            return FeatureCollator(backbone.samples_of_frames)
+            return FeatureCollator(backbone.samples_of_frames, tuple(map(backbone.frames_of_samples, edges)))
         if not backbone.takes_waveforms:
             return SpectrogramCollator(backbone.feature_extractor)
         with_lengths = not backbone.is_stock or backbone.feature_extractor.return_attention_mask

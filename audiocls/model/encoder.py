@@ -15,15 +15,24 @@ Attributes have transformers' names, too: `encoder.encoder` is the transformer.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.profiler import record_function as part
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
-from audiocls.model.kernels import attention, dropout, linear, long_convolution
-from audiocls.model.settings import ACTIVATIONS, EncoderConfig, frames_after_each
+from audiocls.model.kernels import attention, by_products, dropout, linear, long_convolution, prefers_products
+from audiocls.model.settings import (
+    ACTIVATIONS,
+    EncoderConfig,
+    frames_after_each,
+    halves,
+    samples_to_halve,
+)
 
 
 class SpeechClassifier(nn.Module):
@@ -44,6 +53,16 @@ class SpeechClassifier(nn.Module):
     @property
     def encoder(self) -> "Encoder":
         return getattr(self, self.base_name)
+
+    def recompute_activations(self) -> None:
+        """Keep only what convolutions and layers take: the rest is computed again for the backward pass."""
+        self.encoder.feature_extractor.recomputes = self.encoder.encoder.recomputes = True
+
+    def pieces(self) -> list[nn.Module]:
+        """Nearly all of it, in parts that are alike in training and evaluation: what is compiled."""
+        transformer = self.encoder.encoder
+        convolutions, projection = self.encoder.feature_extractor, self.encoder.feature_projection
+        return [convolutions, projection, transformer.pos_conv_embed, *transformer.layers]
 
     def forward(
         self,
@@ -101,6 +120,11 @@ class SpeechClassifier(nn.Module):
             return self.classifier(self.projector(hidden_states))
 
 
+def call(function: Callable[..., Tensor], *inputs: Any, recompute: bool) -> Tensor:
+    """`function(*inputs)`; to `recompute` is Chen et al. 2016, https://arxiv.org/abs/1604.06174."""
+    return checkpoint(function, *inputs, use_reentrant=False) if recompute else function(*inputs)
+
+
 class Encoder(nn.Module):
     """Convolutions, a projection and a transformer: what is pretrained."""
 
@@ -151,17 +175,32 @@ class Convolutions(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.recomputes = False
         numbers = range(len(config.conv_dim))
         self.conv_layers: Any = nn.ModuleList(Convolution(config, number) for number in numbers)
 
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """float32 [batch, samples] -> features, float [batch, channels, frames]."""
+        if prefers_products(input_values) and halves(self.config):
+            num_frames = frames_after_each(self.config, input_values.shape[1])[-1]
+            return self.in_rows(input_values, lengths)[:, :num_frames].mT
         hidden_states = input_values[:, None]
         frames: list[Any] = [None] * len(self.conv_layers)  # None: all are real
         if lengths is not None:
             frames = frames_after_each(self.config, lengths)
-        for convolution, num_frames in zip(self.conv_layers, frames, strict=True):
-            hidden_states = convolution(hidden_states, num_frames)
+        for convolution, count in zip(self.conv_layers, frames, strict=True):
+            hidden_states = call(convolution, hidden_states, count, recompute=self.recomputes)
+        return hidden_states
+
+    def in_rows(self, input_values: Tensor, lengths: Tensor | None) -> Tensor:
+        """The same as float [batch, frames, channels], by matrix products; more frames than are real."""
+        batch, num_samples = input_values.shape
+        spare = samples_to_halve(self.config, num_samples) - num_samples
+        if lengths is None:
+            lengths = torch.full((batch,), num_samples, device=input_values.device)
+        hidden_states = F.pad(input_values, (0, spare))[..., None]
+        for convolution, count in zip(self.conv_layers, frames_after_each(self.config, lengths), strict=True):
+            hidden_states = call(convolution.in_rows, hidden_states, count, recompute=self.recomputes)
         return hidden_states
 
     def num_frames(self, lengths: Tensor) -> Tensor:
@@ -184,7 +223,10 @@ class Convolution(nn.Module):
             self.layer_norm = nn.GroupNorm(width, width) if number == 0 else None
 
     def forward(self, hidden_states: Tensor, num_frames: Tensor | None = None) -> Tensor:
-        """float [batch, channels, time] -> the same, shorter; `num_frames`, int64 [batch], of it are real."""
+        """float [batch, channels, time] -> the same, shorter; `num_frames`, int64 [batch], of it are real.
+
+        Whoever changes it changes `in_rows`, too.
+        """
         hidden_states = self.conv(hidden_states)
         if isinstance(self.layer_norm, nn.LayerNorm):
             hidden_states = self.layer_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
@@ -192,24 +234,37 @@ class Convolution(nn.Module):
             hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames)
         return self.activation(hidden_states)
 
+    def in_rows(self, hidden_states: Tensor, num_frames: Tensor) -> Tensor:
+        """`forward` of float [batch, time, channels], compiled on a GPU; it makes a few frames more."""
+        conv = self.conv
+        hidden_states = by_products(hidden_states, conv.weight, conv.bias, conv.stride[0])
+        if isinstance(self.layer_norm, nn.LayerNorm):
+            hidden_states = self.layer_norm(hidden_states)
+        elif isinstance(self.layer_norm, nn.GroupNorm):
+            hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames, time=1)
+        return self.activation(hidden_states)
 
-def norm_over_time(hidden_states: Tensor, norm: nn.GroupNorm, num_frames: Tensor | None) -> Tensor:
+
+def norm_over_time(
+    hidden_states: Tensor, norm: nn.GroupNorm, num_frames: Tensor | None, time: int = 2
+) -> Tensor:
     """`norm`, of one channel a group, over the first `num_frames` frames of each clip.
 
-    float [batch, channels, frames] -> the same; padded frames become the bias. Over all frames, as in
-    transformers, zeros beside a clip would change every value of it.
+    float [batch, channels, frames], or with `time` 1 [batch, frames, channels] -> the same; padded frames
+    become the bias. Over all frames, as in transformers, zeros beside a clip would change every value of it.
     """
     if num_frames is None:
         return norm(hidden_states)
     hidden_states = hidden_states.to(norm.weight.dtype)  # under autocast, too
     count = num_frames[:, None, None]
-    is_real = torch.arange(hidden_states.shape[-1], device=count.device) < count  # bool [batch, 1, frames]
+    frames = torch.arange(hidden_states.shape[time], device=count.device)
+    is_real = (frames < num_frames[:, None]).unsqueeze(3 - time)  # bool, [batch, 1, frames] or the like
     # The largest tensors there are: one more than torch's own norm makes; in place, so that it is not two.
-    mean = (hidden_states * is_real).sum(-1, keepdim=True) / count
+    mean = (hidden_states * is_real).sum(time, keepdim=True) / count
     centered = (hidden_states - mean).mul_(is_real)
-    variance = torch.linalg.vector_norm(centered, dim=-1, keepdim=True).square() / count
-    scale = norm.weight[:, None] * torch.rsqrt(variance + norm.eps)
-    return torch.addcmul(norm.bias[:, None], centered, scale)
+    variance = torch.linalg.vector_norm(centered, dim=time, keepdim=True).square() / count
+    weight, bias = (values.unsqueeze(time - 1) for values in (norm.weight, norm.bias))
+    return torch.addcmul(bias, centered, weight * torch.rsqrt(variance + norm.eps))
 
 
 class Projection(nn.Module):
@@ -236,6 +291,7 @@ class Transformer(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.recomputes = False
         self.pos_conv_embed = PositionalConvolution(config)
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers: Any = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
@@ -259,7 +315,8 @@ class Transformer(nn.Module):
         for number, layer in enumerate(self.layers):
             with part(f"layer {number}"):
                 if not self.is_dropped(number):
-                    hidden_states = layer(hidden_states, mask, position_bias)
+                    recompute = self.recomputes
+                    hidden_states = call(layer, hidden_states, mask, position_bias, recompute=recompute)
             if states is not None:
                 states.append(hidden_states)
         return self.layer_norm(hidden_states) if self.config.do_stable_layer_norm else hidden_states
@@ -283,9 +340,8 @@ class PositionalConvolution(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """float [batch, frames, hidden] -> the same."""
-        positions = long_convolution(hidden_states.transpose(1, 2), self.conv)
-        positions = positions[..., : hidden_states.shape[1]]  # an even number of taps makes one more
-        return self.activation(positions).transpose(1, 2)
+        num_frames = hidden_states.shape[1]  # an even number of taps makes one more
+        return self.activation(long_convolution(hidden_states, self.conv)[:, :num_frames])
 
 
 class Layer(nn.Module):

@@ -1,8 +1,10 @@
-"""Faster ways to the same numbers in float32 on a CPU; anything else is passed on to torch.
+"""Faster ways to the same numbers, in float32 on a CPU and in any precision on a CUDA GPU.
 
-tests/test_kernels.py holds each to torch's own result. What each gives by itself stands beside it, as
-benchmarks/kernels.py measures it: how many times as long a training step of wav2vec2-base takes without it,
-on 16 clips of 1 s and on 6 clips of 6 s, with two threads of an AMD EPYC with AVX-512 (median of 3 rounds).
+Anything else is passed on to torch, and tests/test_kernels.py holds each to torch's own result. What each
+gives by itself stands beside it. On a CPU, as benchmarks/kernels.py measures it: how many times as long a
+training step of wav2vec2-base takes without it, on 16 clips of 1 s and on 6 clips of 6 s, with two threads of
+an AMD EPYC with AVX-512 (median of 3 rounds). On a GPU, as benchmarks/gpu/bench.py does: on an H200 in bf16,
+the milliseconds of all kernels of a step on 128 clips of 1 s.
 """
 
 from functools import cache
@@ -14,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+ROWS_A_BLOCK = 16  # at most, of a block-Toeplitz matrix: more make it larger, fewer its input
+
 
 def is_eager_float32_on_cpu(one: Tensor, other: Tensor) -> bool:
     """Whether both are float32 on a CPU, and computed as such: not under autocast, compiled or exported."""
@@ -23,6 +27,15 @@ def is_eager_float32_on_cpu(one: Tensor, other: Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
+
+
+def is_on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
+def prefers_products(tensor: Tensor) -> bool:
+    """Whether strided convolutions are better as matrix products: where a compiler fuses what is beside."""
+    return is_on_gpu(tensor) and torch.compiler.is_compiling()
 
 
 def linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
@@ -136,24 +149,93 @@ class DroppedProduct(torch.autograd.Function):
 
 
 def long_convolution(inputs: Tensor, conv: nn.Conv1d) -> Tensor:
-    """`conv(inputs)` of many taps and stride 1, by Fourier transforms: 1.04 and 1.05 times.
+    """`conv` of many taps and stride 1, float [batch, time, channels] -> the same.
 
-    float [batch, channels, time] -> float [batch, channels, time + 2 * padding - taps + 1], in blocks that
-    overlap by what wraps around (overlap-save).
+    The result has `time + 2 * padding - taps + 1` frames.
     """
     weight = conv.weight  # where it has a weight norm, each look computes it
     taps, padding = conv.kernel_size[0], int(conv.padding[0])
-    num_out = inputs.shape[-1] + 2 * padding - taps + 1
+    num_out = inputs.shape[1] + 2 * padding - taps + 1
+    if is_on_gpu(inputs):
+        return block_toeplitz(inputs, weight, conv.bias, padding, conv.groups)
     # The weight's transform costs the same for any input: of a short one it is the most.
-    if not is_eager_float32_on_cpu(inputs, weight) or taps < 64 or inputs.shape[0] * num_out < 2 * taps:
-        return F.conv1d(inputs, weight, conv.bias, padding=padding, groups=conv.groups)
+    if is_eager_float32_on_cpu(inputs, weight) and taps >= 64 and inputs.shape[0] * num_out >= 2 * taps:
+        return overlap_save(inputs.mT, weight, conv.bias, padding, conv.groups).mT
+    return F.conv1d(inputs.mT, weight, conv.bias, padding=padding, groups=conv.groups).mT
+
+
+def overlap_save(inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
+    """`F.conv1d` by Fourier transforms of blocks, which overlap by what wraps around: 1.04 and 1.05 times."""
+    taps = weight.shape[-1]
+    num_out = inputs.shape[-1] + 2 * padding - taps + 1
     length = taps + taps // 2  # of a block, of which the first `hop` results hold no wrapped-around tap
     hop = length - taps + 1
     num_blocks = -(-num_out // hop)
     blocks = F.pad(inputs, (padding, num_blocks * hop + taps - 1 - padding - inputs.shape[-1]))
-    blocks = torch.fft.rfft(blocks.unfold(-1, length, hop)).unflatten(1, (conv.groups, -1))
-    weight = torch.fft.rfft(weight, length).unflatten(0, (conv.groups, -1))
+    blocks = torch.fft.rfft(blocks.unfold(-1, length, hop)).unflatten(1, (groups, -1))
+    weight = torch.fft.rfft(weight, length).unflatten(0, (groups, -1))
     # Axes: batch, group, channel in or out, block, frequency. Conjugated, for Conv1d's cross-correlation.
     spectrum = torch.einsum("bgitf,goif->bgotf", blocks.conj(), weight).conj()
     output = torch.fft.irfft(spectrum, length)[..., :hop].flatten(1, 2).flatten(2)[..., :num_out]
-    return output if conv.bias is None else output + conv.bias[:, None]
+    return output if bias is None else output + bias[:, None]
+
+
+def block_toeplitz(inputs: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
+    """`F.conv1d` of [batch, time, channels] as one matrix product a group: 59.1 -> 33.9 ms.
+
+    cuDNN has no fast kernel for few channels and many taps. Here each column holds all that a block of frames
+    needs, and the matrix the kernel once for each of these, a row further down each time, as for three taps
+    and two frames in [[w0, 0], [w1, w0], [w2, w1], [0, w2]]. So a column of `rows + taps - 1` frames makes
+    `rows`: little more work than the convolution's, in a ninth of the memory of a column for each frame.
+    """
+    (batch, time, _), (width, inner, taps) = inputs.shape, weight.shape
+    num_out = time + 2 * padding - taps + 1
+    blocks = -(-num_out // ROWS_A_BLOCK)
+    rows = -(-num_out // blocks)
+    span = rows + taps - 1
+    inputs, weight = in_autocast(inputs), in_autocast(weight)
+    columns = F.pad(inputs, (0, 0, padding, blocks * rows + taps - 1 - time - padding))
+    # Axes: batch, block, group, channel, frame of the block's input; then group, block, what is multiplied.
+    columns = columns.unflatten(2, (groups, inner)).unfold(1, span, rows)
+    columns = columns.permute(2, 0, 1, 3, 4).reshape(groups, batch * blocks, inner * span)
+    # A row of zeros after the kernel, and the next one begins a place further to the right: in memory that is
+    # the kernel and `rows` zeros, over and over, read `span` at a time.
+    shifted = F.pad(weight.unsqueeze(2).expand(-1, -1, rows, -1), (0, rows)).flatten(2)[..., : rows * span]
+    shifted = shifted.unflatten(2, (rows, span)).unflatten(0, (groups, -1))
+    # From group, channel out, channel in, frame out, frame in.
+    matrix = shifted.permute(0, 2, 4, 3, 1).reshape(groups, inner * span, -1)
+    output = torch.bmm(columns, matrix).view(groups, batch, blocks, rows, -1)
+    output = output.permute(1, 2, 3, 0, 4).reshape(batch, blocks * rows, width)[:, :num_out]
+    return output if bias is None else output + in_autocast(bias)
+
+
+def in_autocast(tensor: Tensor) -> Tensor:
+    """As autocast would give it to a matrix product: what is copied before that is then half as large."""
+    kind = tensor.device.type
+    is_cast = kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind)
+    return tensor.to(torch.get_autocast_dtype(kind)) if is_cast else tensor
+
+
+def by_products(inputs: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """`F.conv1d` with a stride, as matrix products over views of frames as rows, of which none is transposed.
+
+    float [batch, time, channels] -> [batch, time / stride, width]: the last frames, for which a convolution
+    has too few inputs, hold anything. There is one input channel, or the stride is 2, there are 2 or 3 taps
+    and `time` is even. cuDNN would turn what it takes and what it gives: compiled with this and
+    `block_toeplitz` 52.8 -> 20.9 ms. Where nothing fuses the sums it is slower than cuDNN.
+    """
+    inputs, weight, taps = in_autocast(inputs), in_autocast(weight), weight.shape[-1]
+    channels = inputs.shape[2]
+    if channels == 1:
+        spare = (0, -taps % 8)  # tensor cores take multiples of 8
+        columns = F.pad(F.pad(inputs[..., 0], (0, taps - stride)).unfold(1, taps, stride), spare)
+        output = columns @ F.pad(weight[:, 0], spare).t()
+    else:
+        pairs = inputs.unflatten(1, (-1, 2)).flatten(2)  # [batch, time / 2, 2 * channels]
+        rows = pairs.flatten(0, 1)
+        output = rows @ weight[..., :2].permute(2, 1, 0).flatten(0, 1)
+        if taps == 3:  # the third is the first of the next pair
+            third = rows[:, :channels] @ weight[..., 2].t()
+            output = output + F.pad(third[1:], (0, 0, 0, 1))
+        output = output.unflatten(0, pairs.shape[:2])
+    return output if bias is None else output + in_autocast(bias)

@@ -153,6 +153,20 @@ def frames_after_each(config: Any, length: Lengths) -> list[Lengths]:
     return lengths
 
 
+def halves(config: Any) -> bool:
+    """Whether each convolution but the first has stride 2 and 2 or 3 taps, as in the published models."""
+    return set(config.conv_stride[1:]) <= {2} and set(config.conv_kernel[1:]) <= {2, 3}
+
+
+def samples_to_halve(config: Any, samples: int) -> int:
+    """Samples, at least so many, of which the first convolution makes frames that the others halve evenly.
+
+    Here it makes one for each of its strides, from zeros beyond the end as well.
+    """
+    hop = config.conv_stride[0] * 2 ** (len(config.conv_stride) - 1)
+    return -(-samples // hop) * hop
+
+
 # `--model tiny`: a Wav2Vec2 that learns from random weights within minutes on a CPU. Three wide convolutions
 # instead of seven make frames of 10 ms; one transformer layer; rectifiers, whose backward pass is cheaper
 # than GELU's. 0.44M parameters; plain config fields, so it loads in transformers.

@@ -89,6 +89,7 @@ class StockModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model  # a transformers PreTrainedModel
+        self.recomputes = False
 
     def forward(
         self,
@@ -116,8 +117,16 @@ class StockModel(nn.Module):
                 inputs["attention_mask"] = samples < lengths[:, None]
         if masked_frames is not None:
             inputs["mask_time_indices"] = masked_frames
-        with OneDNNMode():
+        # What is computed again must be computed in the same way, and that happens outside of any mode.
+        with contextlib.nullcontext() if self.recomputes else OneDNNMode():
             return self.model(**inputs).logits
+
+    def recompute_activations(self) -> None:
+        """Keep only what each layer takes: the rest is computed again by the backward pass."""
+        self.recomputes = True
+        # Its second name is that of transformers before 5.24.
+        enable = getattr(self.model, "activation_checkpointing_enable", None)
+        (enable or self.model.gradient_checkpointing_enable)({"use_reentrant": False})
 
     def head(self, pooled: Tensor) -> Tensor:
         """The logits of `pooled_states`: the sum over layers, the projector and the mean commute."""
