@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from audiocls.config import TrainConfig
+from audiocls.config import USUAL_BATCH_SIZE, TrainConfig
 from audiocls.metrics import guessing_accuracy
 
 FEWEST_STEPS = 10  # a shorter run was not meant to learn
@@ -57,8 +57,8 @@ class ChanceAlarm:
                 found.append("--recipe scratch, for random weights")
         elif float(config.learning_rate) < float(rate):
             found.append(f"--learning-rate {rate}")
-        if config.gradient_accumulation_steps > 1 and config.global_batch_size is None:
-            found.append("smaller steps (--gradient-accumulation-steps 1)")
+        if config.clips_per_step > USUAL_BATCH_SIZE:
+            found.append(f"smaller steps (--global-batch-size {USUAL_BATCH_SIZE})")
         if config.max_seconds is not None and config.max_seconds < 5 and self.used_share < MOSTLY:
             found.append("longer clips (--max-seconds 5, or none)")
         if config.model != "tiny" and self.has_feature_encoder and config.freeze == "nothing":

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from audiocls.log.profiling import StepFacts
+from audiocls.log.phases import StepFacts
 
 WARM_UP_STEPS = 2  # the first are slower
 MEASURED_STEPS = 5

@@ -11,9 +11,11 @@ from typing import Any, Self
 import numpy as np
 from tqdm import tqdm
 
+from audiocls.log.advice import SpeedNote
 from audiocls.log.chance_alarm import ChanceAlarm
 from audiocls.log.estimate import TimeEstimate
-from audiocls.log.profiling import BESIDE_STEPS, Phases, StepFacts, StepProfiler, shares
+from audiocls.log.phases import BESIDE_STEPS, Phases, StepFacts, shares
+from audiocls.log.profiling import StepProfiler
 from audiocls.log.trackers import Trackers
 from audiocls.storage import failing_as
 from audiocls.streams import say
@@ -56,7 +58,8 @@ class RunLog:
     run_folder: Path
     profiler: StepProfiler | None = None
     alarm: ChanceAlarm | None = None  # asked after each evaluation whether there is something to say
-    estimate: TimeEstimate | None = None  # asked after each step
+    estimate: TimeEstimate | None = None  # asked after each step, as is the next
+    speed_note: SpeedNote | None = None
     trackers: Trackers = field(default_factory=Trackers)
     bar: tqdm | None = None
     total_steps: int = 0
@@ -90,6 +93,8 @@ class RunLog:
             self.bar.update()
         self.steps_to_go -= 1
         if self.estimate is not None and (line := self.estimate(step, self.steps_to_go)):
+            say(line)
+        if self.speed_note is not None and (line := self.speed_note(step)):
             say(line)
         if self.profiler is not None:
             say_lines(self.profiler.step(step))

@@ -11,9 +11,10 @@ from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.flags import as_typed
+from audiocls.log.advice import SpeedNote
 from audiocls.log.chance_alarm import ChanceAlarm
 from audiocls.log.estimate import TimeEstimate
-from audiocls.log.flops import training_flops
+from audiocls.log.flops import training_flops_by_part
 from audiocls.log.profiling import StepProfiler
 from audiocls.log.run_log import RunLog
 from audiocls.log.trackers import Trackers
@@ -51,11 +52,13 @@ def say_start(
     code = stock if loaded.backbone.is_stock else "audiocls/model/encoder.py"
     say(f"forward pass: {code}, in which padding {padding}")
     say(
-        f"steps of {config.clips_per_step} clips, {config.batch_size} at a time, on "
+        f"steps of {config.clips_per_step} clips, {config.micro_batch_size} at a time, on "
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
     )
     if device.type == "cpu" and pick_precision(config.precision, device) != "fp32":
         say(f"note: {config.precision} is slower than fp32 on most CPUs")
+    if device.type != "cuda" and config.precision == "tf32":
+        say("note: only CUDA GPUs have tf32: computed in fp32")
     say(f"writing to {run_folder}/")
 
 
@@ -78,8 +81,8 @@ def open_log(
     estimate = TimeEstimate(len(data.evaluation), every, device.type == "cpu")
     backbone = loaded.backbone
 
-    def flops_of(seconds: float) -> float:
-        return training_flops(
+    def flops_of(seconds: float) -> dict[str, float]:
+        return training_flops_by_part(
             backbone.config,
             seconds * backbone.sampling_rate,
             freeze=config.freeze,
@@ -87,6 +90,11 @@ def open_log(
         )
 
     precision = pick_precision(config.precision, device)
-    profiler = StepProfiler(run_folder / "profile", device, precision, flops_of) if config.profile else None
+    can_capture = backbone.is_alike_each_time and not config.activation_checkpointing
+    profiler, speed_note = None, None
+    if config.profile:
+        profiler = StepProfiler(run_folder / "profile", device, precision, flops_of, config, can_capture)
+    elif device.type == "cuda" and config.freeze != "encoder":  # a head alone is quick in any case
+        speed_note = SpeedNote(config, precision, an_epoch, can_capture)
     trackers = Trackers(config.trackers, run_folder, dataclasses.asdict(config))
-    return RunLog(run_folder, profiler, alarm, estimate, trackers)
+    return RunLog(run_folder, profiler, alarm, estimate, speed_note, trackers)
