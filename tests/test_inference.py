@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import itertools
+import os
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,9 +23,12 @@ from audiocls import Classifier
 from audiocls.data.clips import Clip, FileAudio
 from audiocls.data.collators import Example
 from audiocls.errors import UserError
-from audiocls.inference.classifier import POOL_BATCHES
+from audiocls.inference.classifier import POOL_BATCHES, Prediction, batch_limits
 from audiocls.inference.forms import as_float
+from audiocls.inference.reading import RECORDINGS_AHEAD
+from audiocls.inference.recordings import pieces_of
 from audiocls.model.files import save_model
+from audiocls.streams import quiet_stderr
 
 
 @pytest.fixture(scope="module")
@@ -354,3 +360,186 @@ def test_recordings_are_read_as_they_are_needed(model: Path, files: list[Path]) 
     assert len(taken) == 1  # a batch on a CPU is one recording
     next(Classifier.from_pretrained(model).stream(endless(), batch_size=2))
     assert len(taken) == 1 + 2 * POOL_BATCHES
+
+
+# On a GPU: batches by their audio, and recordings read while it computes
+
+
+class FakeGPU(Classifier):
+    """Computes on the CPU, with the batches and the reading ahead that a GPU gets."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.is_gpu = True
+
+
+@pytest.fixture(scope="module")
+def fake_gpu(model: Path) -> Classifier:
+    return FakeGPU.from_pretrained(model, device="cpu")
+
+
+def assert_alike(ours: list[Prediction], expected: list[Prediction]) -> None:
+    def all_but_scores(prediction: Prediction) -> Prediction:
+        return dataclasses.replace(prediction, scores=[])
+
+    assert list(map(all_but_scores, ours)) == list(map(all_but_scores, expected))
+    for one, other in zip(ours, expected, strict=True):
+        assert dict(one.scores) == pytest.approx(dict(other.scores), abs=1e-5)  # of other batches
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window_seconds": 0.3, "hop_seconds": 0.1}, {"max_seconds": 0.7}], ids=str
+)
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
+def test_a_gpu_gives_the_predictions_of_a_cpu(
+    batch_size: int | None,
+    options: dict,
+    files: list[Path],
+    tmp_path: Path,
+    classifier: Classifier,
+    fake_gpu: Classifier,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "text.wav").write_text("this is no sound")
+    array = {"array": waveforms(20_000)[0], "sampling_rate": 11_025}
+    turned = {"array": np.zeros((1, 9)), "sampling_rate": 8_000}
+    recordings = [
+        *files,
+        tmp_path / "text.wav",
+        array,
+        *files[::-1],
+        "none.wav",
+        turned,
+        *files * 9,
+    ]
+    expected = classifier(recordings, batch_size=1, **options)
+    # Several pools, and several batches in each.
+    monkeypatch.setattr("audiocls.inference.classifier.POOL_SAMPLES", 100_000)
+    monkeypatch.setattr("audiocls.inference.classifier.GPU_SECONDS", 2)
+    assert_alike(fake_gpu(recordings, batch_size=batch_size, **options), expected)
+
+
+def test_by_default_a_gpu_is_given_batches_of_so_much_audio(
+    fake_gpu: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+
+    def seen(module: object, args: tuple, kwargs: dict) -> None:
+        shapes.append(tuple(kwargs["input_values"].shape))
+
+    monkeypatch.setattr("audiocls.inference.classifier.GPU_SECONDS", 3)
+    lengths = [*np.random.default_rng(0).integers(1_000, 30_000, 60).tolist(), 70_000]
+    with fake_gpu.model.register_forward_pre_hook(seen, with_kwargs=True):
+        fake_gpu(waveforms(*lengths), sampling_rate=16_000)
+    assert sum(size for size, _ in shapes) == 61
+    assert all(size * samples <= 48_000 for size, samples in shapes[:-1])
+    assert shapes[-1] == (1, 70_000)
+    assert max(size for size, _ in shapes) > 8 and len(shapes) <= 30
+
+
+def test_how_much_is_computed_at_once() -> None:
+    def limits(name: str, batch_size: int | None, is_gpu: bool) -> tuple[int, int | None]:
+        return tuple(batch_limits(fine_tuned(name, LABELS).backbone, batch_size, is_gpu))  # type: ignore[return-value]
+
+    for is_gpu in (False, True):
+        assert limits("wav2vec2", 8, is_gpu) == (8, None)
+    assert limits("wav2vec2", None, is_gpu=False) == (1, None)
+    assert limits("wav2vec2", None, is_gpu=True) == (128, 128 * 16_000)
+    assert limits("whisper", None, is_gpu=True) == (16, None)
+
+
+def test_a_gpu_has_the_next_pool_before_the_scores_of_the_last_are_waited_for(fake_gpu: Classifier) -> None:
+    events: list[str] = []
+
+    class Recorded(FakeGPU):
+        def launch(self, pool: list, limits: Any) -> Callable[[], list]:
+            number = f"{len([event for event in events if 'launched' in event])}"
+            events.append(f"{number} launched")
+            results = super().launch(pool, limits)
+            return lambda: events.append(f"{number} waited for") or results()  # type: ignore[func-returns-value]
+
+    recorded = Recorded.__new__(Recorded)
+    recorded.__dict__ = fake_gpu.__dict__
+    clips = waveforms(*[4_000] * (2 * POOL_BATCHES * 2 + 1))
+    assert len(recorded(clips, sampling_rate=16_000, batch_size=2)) == len(clips)
+    launched = "0 launched, 1 launched, 0 waited for, 2 launched, 1 waited for, 2 waited for"
+    assert ", ".join(events) == launched
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_on_a_gpu_an_error_comes_after_the_predictions_that_came_before_it(
+    batch_size: int, classifier: Classifier, fake_gpu: Classifier
+) -> None:
+    clip = {"array": waveforms(4_000)[0], "sampling_rate": 16_000}
+
+    def failing() -> Iterator[dict]:
+        yield from [clip] * (2 * POOL_BATCHES * 2 + 3)
+        raise LookupError("no more")
+
+    for inputs, kind in ((failing, LookupError), (lambda: [*[clip] * 40, 5, clip], UserError)):
+        counts = []
+        for either in (classifier, fake_gpu):
+            predictions = either.stream(inputs(), batch_size=batch_size)
+            with pytest.raises(kind):
+                for number, _ in enumerate(predictions, start=1):
+                    seen = number
+            counts.append(seen)
+        assert counts[0] == counts[1] >= 32
+
+
+def test_while_a_gpu_s_predictions_are_used_nothing_is_read_and_standard_error_is_where_it_was(
+    files: list[Path],
+    fake_gpu: Classifier,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slowly(*args: Any) -> Iterator:
+        with quiet_stderr():
+            time.sleep(0.02)
+        yield from pieces_of(*args)
+
+    monkeypatch.setattr("audiocls.inference.classifier.pieces_of", slowly)
+    monkeypatch.setattr("audiocls.inference.classifier.reading_threads", lambda: 2)
+    predictions = fake_gpu.stream(itertools.cycle(files), batch_size=2)
+    for number in range(40):
+        next(predictions)
+        if number in (0, 31, 32):
+            os.write(2, b"%d " % number)
+    assert capfd.readouterr().err == "0 31 32 "
+    predictions.close()  # type: ignore[attr-defined]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_an_interrupt_leaves_no_thread(files: list[Path], fake_gpu: Classifier) -> None:
+    def interrupted(module: object, args: object) -> None:
+        raise KeyboardInterrupt
+
+    with fake_gpu.model.register_forward_pre_hook(interrupted), pytest.raises(KeyboardInterrupt):
+        fake_gpu(files * 20)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
+
+
+def test_for_a_gpu_a_bounded_number_of_recordings_is_taken_ahead(
+    files: list[Path], fake_gpu: Classifier
+) -> None:
+    taken = []
+
+    def endless() -> Iterator[Path]:
+        for path in itertools.cycle(files):
+            taken.append(path)
+            yield path
+
+    next(fake_gpu.stream(endless(), batch_size=2))
+    assert len(taken) <= 2 * 2 * POOL_BATCHES + RECORDINGS_AHEAD
+    taken.clear()
+    next(fake_gpu.stream(endless(), batch_size=1))
+    assert len(taken) == 1
+
+
+@pytest.mark.parametrize("name", ["data2vec-audio", "wav2vec2-layer-norm", "wav2vec2-bert", "whisper"])
+def test_on_a_gpu_other_architectures_are_batched_as_they_can_be(name: str) -> None:
+    loaded = fine_tuned(name, LABELS)
+    spread_logits(loaded)
+    clips = waveforms(*[8_000, 9_000, 8_000, 30_000, 9_000, 12_345] * 5)
+    on_cpu, on_gpu = (kind(loaded, torch.device("cpu")) for kind in (Classifier, FakeGPU))
+    assert_alike(on_gpu(clips, sampling_rate=16_000), on_cpu(clips, sampling_rate=16_000))

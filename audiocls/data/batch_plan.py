@@ -5,7 +5,7 @@ on. Micro-batches only divide a step.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,18 +87,7 @@ class BatchPlan:
 
     def divide(self, clips: list[int]) -> list[list[int]]:
         """The micro-batches of a step: `batch_size` clips each, fewer where that is too much audio."""
-        if self.max_batch_samples is None or self.lengths is None:
-            return in_batches(clips, self.batch_size)
-        step: list[list[int]] = [[]]
-        longest = 0
-        for clip in clips:
-            longest = max(longest, int(self.lengths[clip]))
-            size = len(step[-1]) + 1
-            if step[-1] and (size > self.batch_size or size * longest > self.max_batch_samples):
-                step.append([])
-                longest = int(self.lengths[clip])
-            step[-1].append(clip)
-        return step
+        return in_batches(clips, self.batch_size, self.lengths, self.max_batch_samples)
 
     def passes(self, epoch: int, step_in_epoch: int) -> float:
         """Epochs gone through at a place in the run, the one begun as a fraction."""
@@ -132,6 +121,26 @@ def balanced(order: np.ndarray, labels: np.ndarray, generator: np.random.Generat
     return generator.permutation(np.concatenate(chosen))
 
 
-def in_batches(clips: list[int], batch_size: int) -> list[list[int]]:
-    """`clips` in runs of `batch_size`, the last one maybe short."""
-    return [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+def in_batches(
+    clips: list[int],
+    batch_size: int,
+    lengths: Sequence[int] | np.ndarray | None = None,
+    max_samples: int | None = None,
+) -> list[list[int]]:
+    """`clips` in runs of `batch_size`, the last one maybe short.
+
+    Where `lengths` and `max_samples` are given, a run also ends before its clips times its longest exceed
+    `max_samples`; a clip that alone is longer is a run.
+    """
+    if lengths is None or max_samples is None:
+        return [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+    batches: list[list[int]] = []
+    longest = 0
+    for clip in clips:
+        longest = max(longest, int(lengths[clip]))
+        size = len(batches[-1]) + 1 if batches else 1
+        if not batches or size > batch_size or size * longest > max_samples:
+            batches.append([])
+            longest = int(lengths[clip])
+        batches[-1].append(clip)
+    return batches

@@ -2,10 +2,11 @@
 
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +17,11 @@ from audiocls.config import AGGREGATES, BACKBONES
 from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.collators import Example
-from audiocls.devices import autocast, pick_device, pick_precision
+from audiocls.devices import Readback, autocast, pick_device, pick_precision
 from audiocls.errors import UserError, out_of_memory_explained, shown
 from audiocls.inference.forms import Recording
-from audiocls.inference.options import some_seconds, whole_number
+from audiocls.inference.options import samples_of, some_seconds, whole_number, windows_of
+from audiocls.inference.reading import Reader, in_lists, reading_threads
 from audiocls.inference.recordings import Piece, Prediction, ReadOptions, pieces_of
 from audiocls.model.backbone import Backbone, LoadedModel
 from audiocls.model.loading import load_for_inference
@@ -28,7 +30,21 @@ POOL_BATCHES = 16  # batches' worth of pieces held at once, so that those of one
 POOL_SAMPLES = 2**24  # and no more audio than this: a quarter of an hour, 64 MB
 SMALLER_WORK = "--batch-size 1, --window 30 for long recordings, or --max-seconds"
 
+# What a GPU takes at once. The largest tensors are those of the first convolution: Wav2Vec2's has 512
+# channels at 3,200 frames/s, 6.5 MB a second in float32, and four such live while it is normalised: 3.4 GB
+# for 128 s. XLS-R-300M adds 1.3 GB, with bf16 copies of its weights 1.9: 12 clips of 10 s fit into 8 GB.
+GPU_SECONDS = 128  # padding included
+GPU_PIECES = 128
+GPU_WINDOWS = 16  # of AST and Whisper, 10 to 30 s whatever is in them, with far smaller tensors
+
 Scored = tuple[Prediction, Tensor | None]  # a Piece's Prediction, and its scores: float [labels]
+
+
+class BatchLimits(NamedTuple):
+    """What a forward pass takes at most."""
+
+    pieces: int
+    samples: int | None = None  # padding included; a longer piece is alone
 
 
 class Classifier:
@@ -50,6 +66,8 @@ class Classifier:
         self.precision = precision
         self.padding_invariant = loaded.padding_invariant
         self.collate = loaded.collator()
+        # Whether the device computes on while the next recordings are read.
+        self.is_gpu = device.type != "cpu"
 
     @classmethod
     def from_pretrained(
@@ -69,7 +87,7 @@ class Classifier:
         """
         if backbone not in BACKBONES:
             raise UserError(f"backbone is {shown(backbone)}: give one of {', '.join(BACKBONES)}.")
-        where = pick_device(str(device))
+        where = pick_device(str(device), precision)
         loaded = load_for_inference(str(model), revision, stock=backbone == "transformers")
         return cls(loaded, where, pick_precision(precision, where))
 
@@ -105,7 +123,8 @@ class Classifier:
             sampling_rate: of waveforms, in Hz. Files know theirs; so do dicts and decoders, which must agree.
             top_k: how many labels a Prediction holds, best first; None: all.
             batch_size: recordings or windows in a forward pass; None: 1 on a CPU, where padding costs more
-                than batches save, else 8.
+                than batches save, else as many as are 128 s long, padding included. With 1 each is answered
+                before the next is taken from `inputs`.
             max_seconds: use only the beginning.
             max_decode_seconds: refuse a file of which more would have to be decoded at once, without windows.
             window_seconds: classify windows of this length, each as if it were given alone, then the
@@ -125,9 +144,9 @@ class Classifier:
             sampling_rate = whole_number("sampling_rate", sampling_rate, otherwise=", in Hz")
         if top_k is not None:
             top_k = whole_number("top_k", top_k, above=0, otherwise=", or None for all labels")
-        if batch_size is None:
-            batch_size = 1 if self.device.type == "cpu" else 8
-        batch_size = whole_number("batch_size", batch_size, above=0, otherwise=", or None")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size, above=0, otherwise=", or None")
+        limits = batch_limits(backbone, batch_size, self.is_gpu)
         max_decode_seconds = some_seconds("max_decode_seconds", max_decode_seconds)
         if not isinstance(aggregate, str) or aggregate not in AGGREGATES:
             raise UserError(f"aggregate is {shown(aggregate)}: give one of {', '.join(AGGREGATES)}.")
@@ -146,37 +165,78 @@ class Classifier:
         )
         is_one = isinstance(inputs, Recording | io.IOBase) or not isinstance(inputs, Iterable)
         recordings: Any = [inputs] if is_one else inputs
-        pieces = (piece for recording in recordings for piece in pieces_of(recording, options))
-        pooled = pools(pieces, 1 if batch_size == 1 else POOL_BATCHES * batch_size)
-        scored = (one for pool in pooled for one in self.scored(pool, batch_size))
-        for prediction, scores in combine_windows(scored, aggregate):
-            if scores is None:
-                yield prediction
-            elif not scores.isfinite().all():
-                yield replace(prediction, error="the model's scores are not finite")
-            else:
-                # topk orders equal scores, as votes often are, by how many of them it is asked for.
-                values, ids = (best[:top_k].tolist() for best in scores.sort(descending=True, stable=True))
-                labels = [backbone.labels[id] for id in ids]
-                yield replace(prediction, scores=list(zip(labels, values, strict=True)))
+        looks_ahead = self.is_gpu and limits.pieces > 1
+        num_threads = reading_threads() if looks_ahead else 0
+        with Reader(recordings, lambda recording: pieces_of(recording, options), num_threads) as reader:
+            most = 1 if limits.pieces == 1 else POOL_BATCHES * limits.pieces
+            pools = in_lists(reader, most, POOL_SAMPLES)
+            scored = self.scored(pools, limits, int(looks_ahead), before_yielding=reader.rest)
+            for prediction, scores in combine_windows(scored, aggregate):
+                yield prediction if scores is None else self.labelled(prediction, scores, top_k)
+
+    def scored(
+        self,
+        pools: Iterable[list[Piece]],
+        limits: BatchLimits,
+        pools_ahead: int,
+        before_yielding: Callable[[], None],
+    ) -> Iterator[Scored]:
+        """The pieces' Predictions in their order, with the scores of their waveforms; None without one.
+
+        A pool's scores are waited for once the device has `pools_ahead` more to compute. An error is raised
+        after the scores of the pools before it.
+        """
+        launched: deque[Callable[[], list[Scored]]] = deque()
+        failed: Exception | None = None
+        try:
+            for pool in pools:
+                launched.append(self.launch(pool, limits))
+                if len(launched) > pools_ahead:
+                    before_yielding()
+                    yield from launched.popleft()()
+        except Exception as error:
+            failed = error
+        before_yielding()
+        for results in launched:
+            yield from results()
+        if failed is not None:
+            raise failed
 
     @torch.inference_mode()
-    def scored(self, pool: list[Piece], batch_size: int) -> list[Scored]:
-        """The pieces' Predictions in their order, with the scores of their waveforms; None without one."""
+    def launch(self, pool: list[Piece], limits: BatchLimits) -> Callable[[], list[Scored]]:
+        """Have the pool computed. What is returned waits for that, where the device is a GPU."""
         waveforms = {index: waveform for index, (_, waveform) in enumerate(pool) if waveform is not None}
-        by_length = sorted(waveforms, key=lambda index: len(waveforms[index]))
+        lengths = [0 if waveform is None else len(waveform) for _, waveform in pool]
+        by_length = sorted(waveforms, key=lengths.__getitem__)
         # Where padding changes scores, only waveforms of one length share a batch.
-        alike = itertools.groupby(by_length, lambda index: self.padding_invariant or len(waveforms[index]))
-        logits: dict[int, Tensor] = {}  # on the device until all are there
+        alike = itertools.groupby(by_length, lambda index: self.padding_invariant or lengths[index])
+        computed: list[Tensor] = []  # logits in the order of `by_length`, on the device
         for _, group in alike:
-            for indices in in_batches(list(group), batch_size):
-                batch = self.collate([Example(waveforms[index]) for index in indices]).to(self.device)
+            for indices in in_batches(list(group), limits.pieces, lengths, limits.samples):
+                batch = self.collate([Example(waveforms[index]) for index in indices])
+                if self.device.type == "cuda":
+                    batch = batch.pin_memory()
                 with out_of_memory_explained(SMALLER_WORK), autocast(self.device, self.precision):
-                    output = self.model(**batch.inputs).float()
-                logits |= zip(indices, output, strict=True)
-        scores = self.as_scores(torch.stack(list(logits.values())).cpu()) if logits else ()
-        scores_of = dict(zip(logits, scores, strict=True))
-        return [(prediction, scores_of.get(index)) for index, (prediction, _) in enumerate(pool)]
+                    computed.append(self.model(**batch.to(self.device).inputs).float())
+        logits = Readback(torch.cat(computed)) if computed else None
+        predictions = [prediction for prediction, _ in pool]  # without the waveforms
+
+        def results() -> list[Scored]:
+            with torch.inference_mode():
+                scores = () if logits is None else self.as_scores(logits.wait())
+            scores_of = dict(zip(by_length, scores, strict=True))
+            return [(prediction, scores_of.get(index)) for index, prediction in enumerate(predictions)]
+
+        return results
+
+    def labelled(self, prediction: Prediction, scores: Tensor, top_k: int | None) -> Prediction:
+        """`prediction` with the `top_k` best of its scores, float [labels], or what is wrong with them."""
+        if not scores.isfinite().all():
+            return replace(prediction, error="the model's scores are not finite")
+        # topk orders equal scores, as votes often are, by how many of them it is asked for.
+        values, ids = (best[:top_k].tolist() for best in scores.sort(descending=True, stable=True))
+        labels = [self.backbone.labels[id] for id in ids]
+        return replace(prediction, scores=list(zip(labels, values, strict=True)))
 
     def as_scores(self, logits: Tensor) -> Tensor:
         """Logits [batch, labels] -> the scores that belong to the model's problem type."""
@@ -189,18 +249,13 @@ class Classifier:
                 return logits.softmax(dim=-1)
 
 
-def pools(pieces: Iterable[Piece], most: int) -> Iterator[list[Piece]]:
-    """The pieces in lists of `most`, fewer where they are long."""
-    pool: list[Piece] = []
-    num_samples = 0
-    for prediction, waveform in pieces:
-        pool.append((prediction, waveform))
-        num_samples += 0 if waveform is None else len(waveform)
-        if len(pool) >= most or num_samples >= POOL_SAMPLES:
-            yield pool
-            pool, num_samples = [], 0
-    if pool:
-        yield pool
+def batch_limits(backbone: Backbone, batch_size: int | None, is_gpu: bool) -> BatchLimits:
+    """`batch_size` pieces; by default one on a CPU, and on a GPU as much audio as it has room for."""
+    if batch_size is not None or not is_gpu:
+        return BatchLimits(batch_size or 1)
+    if backbone.max_samples is not None:
+        return BatchLimits(GPU_WINDOWS)
+    return BatchLimits(GPU_PIECES, GPU_SECONDS * backbone.sampling_rate)
 
 
 def combine_windows(scored: Iterable[Scored], aggregate: str) -> Iterator[Scored]:
@@ -222,38 +277,3 @@ def combine_windows(scored: Iterable[Scored], aggregate: str) -> Iterator[Scored
             total = torch.maximum(total, counted) if aggregate == "max" else total + counted
             num_windows += 1
         yield prediction, scores
-
-
-def samples_of(backbone: Backbone, max_seconds: float | None) -> int | None:
-    """How many samples `max_seconds` are; None: all. Raises UserError where they are fewer than it needs."""
-    if max_seconds is None:
-        return None
-    rate, shortest = backbone.sampling_rate, backbone.min_samples
-    max_samples = round(some_seconds("max_seconds", max_seconds, otherwise=", or None for all") * rate)
-    if max_samples < shortest:
-        raise UserError(f"max_seconds is {max_seconds:g}: the model needs {shortest / rate:.3g} s.")
-    return max_samples
-
-
-def windows_of(
-    backbone: Backbone, window_seconds: float | None, hop_seconds: float | None
-) -> tuple[float, float] | None:
-    """The length of the windows and the hop between their starts, which by default is as long, in seconds.
-
-    None where no windows are asked for. Raises UserError for those that the model does not take.
-    """
-    rate, shortest, longest = backbone.sampling_rate, backbone.min_samples, backbone.max_samples
-    if window_seconds is None:
-        if hop_seconds is not None:
-            raise UserError("A hop says how far apart windows are: give the window's seconds too.")
-        return None
-    seconds = some_seconds("window_seconds", window_seconds, otherwise=", or None for no windows")
-    if not shortest <= round(seconds * rate) <= (longest or np.inf):
-        most = f"to {longest / rate:g} s" if longest else "or more"
-        raise UserError(f"The window is {seconds:g} s: the model takes {shortest / rate:.3g} s {most}.")
-    if hop_seconds is None:
-        return seconds, seconds
-    hop_seconds = some_seconds("hop_seconds", hop_seconds, otherwise=", or None for window_seconds")
-    if round(hop_seconds * rate) < 1:
-        raise UserError(f"The hop is {hop_seconds:g} s: give a sample ({1 / rate:g} s) at least.")
-    return seconds, hop_seconds
