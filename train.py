@@ -34,22 +34,30 @@ def main() -> int:
     from audiocls.reporting.wrap_up import say_end, wrap_up
     from audiocls.training.checkpoint import check_room
     from audiocls.training.features import cache_features
+    from audiocls.training.graphs import check_can_capture
     from audiocls.training.head_first import train_head_first
     from audiocls.training.loop import finish, train
     from audiocls.training.memory import advice, fit_batch_size, smaller_work
     from audiocls.training.rules import fit_window, settle
-    from audiocls.training.run_folder import claim_run_folder, write_run
+    from audiocls.training.run_folder import (
+        claim_run_folder,
+        keep_micro_batch_size,
+        micro_batch_before,
+        write_run,
+    )
 
     gc.freeze()
     gc.enable()
     check_installed(config.trackers)
     if config.push_to_hub and not config.push_dry_run:
         config = dataclasses.replace(config, push_to_hub=check_login(config.push_to_hub))
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.precision)
     # In this order, so that a mistake in the data is found before weights are read, and a full disk before
     # training.
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model, config.model_revision, stock=config.backbone == "transformers")
+    if config.cuda_graphs:
+        check_can_capture(backbone, device)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     config = settle(config, data, backbone)
     check_can_freeze(backbone, config.freeze, cache_features=config.cache_features)
@@ -59,6 +67,8 @@ def main() -> int:
         backbone, data = fit_window(backbone, data)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
     freeze(loaded, config.freeze)
+    if config.activation_checkpointing:
+        loaded.model.recompute_activations()
     with out_of_memory_explained(smaller_work(config)):
         cache_dir = cache_folder(config.cache_dir)
         if config.head_first:
@@ -67,8 +77,10 @@ def main() -> int:
             takes = "pooled" if config.freeze == "encoder" else "features"
             loaded, data = cache_features(loaded, data, takes, cache_dir, device)
         check_room(run_folder, loaded.model)
-        write_run(run_folder, config, data, backbone, device)
-        config = fit_batch_size(config, loaded, data.train, device)
+        before = micro_batch_before(run_folder, config)
+        write_run(run_folder, config, data, backbone, device, before)
+        config = fit_batch_size(config, loaded, data.train, device, before)
+        keep_micro_batch_size(run_folder, config.micro_batch_size)
     say_start(config, data, loaded, device, run_folder)
     keep_audit(run_folder, audit(config.dataset, data, backbone.max_samples))
 

@@ -20,6 +20,7 @@ TRACKERS = ("tensorboard", "wandb")
 AUGMENTATIONS = ("speed", "mask")  # functions of data/augment.py
 GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
 BACKBONES = ("audiocls", "transformers")
+USUAL_BATCH_SIZE = 32  # the guide's
 FREEZE = ("nothing", "feature-encoder", "encoder", "auto")
 SPLIT_BY = ("random", "stratified", "group", "nothing")  # or a fold, as 2/5
 AGGREGATES = ("mean", "max", "vote")
@@ -157,9 +158,14 @@ class TrainConfig:
         above=0,
     )
     batch_size: int | str = option(
-        32, "clips in a micro-batch; 'auto' for as many as fit on the GPU", words=("auto",), least=1
+        "auto",
+        f"clips in a micro-batch; auto: {USUAL_BATCH_SIZE}, or on a GPU as many of a step's clips as fit",
+        words=("auto",),
+        least=1,
     )
-    gradient_accumulation_steps: int = option(4, "micro-batches in an optimizer step", least=1)
+    gradient_accumulation_steps: int = option(
+        4, "micro-batches in a step; with --batch-size auto a step has 32 times as many clips", least=1
+    )
     global_batch_size: int | None = option(
         None, "clips in an optimizer step; overrides --gradient-accumulation-steps", least=1
     )
@@ -215,12 +221,18 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps", group="machine")
     precision: str = option(
         "auto",
-        "auto is bf16 on a GPU that has it in hardware, else fp32",
-        choices=("auto", "fp32", "bf16", "fp16"),
+        "auto is bf16 on a GPU that has it in hardware, else fp32; fp32 is exact, tf32 faster on a GPU",
+        choices=("auto", "fp32", "tf32", "bf16", "fp16"),
+    )
+    activation_checkpointing: bool = option(
+        False, "compute activations again in the backward pass: less than half of the memory, half more time"
+    )
+    cuda_graphs: bool = option(
+        False, "replay each micro-batch as a CUDA graph: faster where the GPU waits for the host"
     )
     compile: bool = option(False, "torch.compile the model: for long runs on a GPU")
     num_workers: int | None = option(
-        None, "processes that prepare batches (default: 2 for a GPU, else 0)", least=0, most=256
+        None, "processes that prepare batches (default: 2 or 4 for a GPU, else 0)", least=0, most=256
     )
 
     output_dir: str | None = option(
@@ -253,9 +265,13 @@ class TrainConfig:
 
     @property
     def clips_per_step(self) -> int:
-        """Clips in an optimizer step; with `--batch-size auto` those of the guide, unless said."""
-        size = int(TrainConfig.batch_size if self.batch_size == "auto" else self.batch_size)
-        return self.global_batch_size or size * self.gradient_accumulation_steps
+        """Clips in an optimizer step, in however many micro-batches."""
+        return self.global_batch_size or self.micro_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Clips in a micro-batch; of `auto`, which training/memory.py settles, the usual."""
+        return USUAL_BATCH_SIZE if self.batch_size == "auto" else int(self.batch_size)
 
     def problems(self) -> Iterator[str]:
         """What does not fit together, a sentence each."""
@@ -278,10 +294,14 @@ class TrainConfig:
             yield "--freeze encoder computes features once in any case: leave out --cache-features."
         if self.cache_features and self.backbone == "transformers":
             yield "--cache-features needs audiocls's forward pass: leave out --backbone transformers."
+        if self.max_batch_seconds is not None and self.compile:
+            yield "--max-batch-seconds makes many sizes of micro-batches to compile: leave out --compile."
         if self.max_batch_seconds is not None and not self.bucket:
             yield "--max-batch-seconds divides clips sorted by length: leave out --no-bucket."
         if self.drop and self.drop == self.relabel:
             yield "--drop and --relabel name the same table: give one of them."
+        if self.cuda_graphs and self.activation_checkpointing:
+            yield "--activation-checkpointing computes again, which --cuda-graphs cannot: give one of them."
         if self.resume and self.overwrite:
             yield "--resume continues a run and --overwrite replaces it: give one of them."
         if self.push_dry_run and not self.push_to_hub:
@@ -320,7 +340,11 @@ class InferConfig:
         (), "audio files, folders of them, or - for a list of paths on standard input", positional=True
     )
     top_k: int = option(5, "labels to report for each file", least=1, most=100_000)
-    batch_size: int | None = option(None, "files classified at once (default: 1 on a CPU, else 8)", least=1)
+    batch_size: int | None = option(
+        None,
+        "files or windows classified at once (default: 1 on a CPU, else as many as are 128 s long)",
+        least=1,
+    )
     max_seconds: float | None = as_in_training(
         "max_seconds", help="use only the first seconds of each file, as training does (default: all of it)"
     )

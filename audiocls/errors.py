@@ -100,9 +100,17 @@ def out_of_memory_explained(advice: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, as a CPU, CUDA, cuBLAS or Apple's GPUs word it."""
-    said = ("allocate memory", "out of memory", "ALLOC_FAILED")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    """Whether an error says that memory ran out, as a CPU, CUDA, cuBLAS, cuDNN or Apple's GPUs word it."""
+    # The last is a convolution's whose workspace does not fit.
+    said = (
+        "allocate memory",
+        "out of memory",
+        "ALLOC_FAILED",
+        "ALLOCATION_FAILED",
+        "unable to find an engine",
+    )
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or any(words in str(error) for words in said)
 
 
 def reason(error: Exception) -> str:

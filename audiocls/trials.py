@@ -24,8 +24,9 @@ from audiocls.streams import say
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 # Settings that change nothing of what comes out.
 CHANGES_NOTHING = set(
-    "cache_dir checkpoint_every device eval_batch_size log_every log_to num_workers output_dir overwrite"
-    " profile push_dry_run push_to_hub recipe resume save_total_limit".split()
+    "activation_checkpointing cache_dir checkpoint_every cuda_graphs device eval_batch_size log_every log_to"
+    " num_workers output_dir overwrite profile push_dry_run push_to_hub recipe resume"
+    " save_total_limit".split()
 )
 # What each trial decides for itself, or what would be done several times over.
 NOT_SHARED = NOT_REPEATED | {"audit"}

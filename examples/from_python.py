@@ -17,7 +17,7 @@ from audiocls.training.run_folder import claim_run_folder, write_run
 def main() -> int:
     stop = StopSignal()  # SIGTERM and Ctrl-C
     config = TrainConfig(dataset="demo", model="tiny", learning_rate=2e-3, global_batch_size=32, epochs=4)
-    device = pick_device(config.device)
+    device = pick_device(config.device, config.precision)
     run_folder = claim_run_folder(config)
     backbone = open_backbone(config.model)
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)

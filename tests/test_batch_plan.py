@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from audiocls.data.batch_plan import BatchPlan
-from audiocls.data.collators import Example, WaveformCollator, length_edges
+from audiocls.data.batch_plan import BatchPlan, in_batches
+from audiocls.data.collators import Example, WaveformCollator, length_grid, length_quantiles
 from audiocls.data.loader import ClipDataset, step_batches
 
 
@@ -153,21 +153,47 @@ def test_micro_batches_are_bounded_by_their_padded_audio() -> None:
     assert [flat([step]) for step in plan.steps(0)] == [flat([step]) for step in unbounded]
 
 
+@pytest.mark.parametrize("max_samples", [1, 16_000, 640_000, 10**9])
+def test_batches_bounded_by_samples_keep_the_order_and_hold_as_much_as_they_may(max_samples: int) -> None:
+    lengths, order = lengths_of(100).tolist(), list(range(99, -1, -1))
+    batches = in_batches(order, 16, lengths, max_samples)
+    assert flat([batches]) == order
+
+    def fits(batch: list[int]) -> bool:
+        return len(batch) <= 16 and len(batch) * max(lengths[clip] for clip in batch) <= max_samples
+
+    assert all(fits(batch) or len(batch) == 1 for batch in batches)
+    assert not any(fits([*batch, after[0]]) for batch, after in itertools.pairwise(batches))
+    assert in_batches([], 16, lengths, max_samples) == []
+
+
 def test_a_compiled_model_meets_few_lengths_and_padding_to_them_stays_small() -> None:
     lengths = lengths_of(500)
-    edges = length_edges(lengths)
+    edges = length_quantiles(lengths)
     assert len(edges) == 4 and edges[-1] == lengths.max()
-    assert length_edges(np.full(9, 16_000)) == (16_000,)
+    assert length_quantiles(np.full(9, 16_000)) == (16_000,)
+    assert padding_to(edges, lengths) < 0.3
+
+
+def test_a_gpu_meets_a_few_dozen_lengths_and_padding_to_them_stays_small() -> None:
+    lengths = np.random.default_rng(0).integers(16_000, 160_001, 2_000)
+    edges = length_grid(lengths)
+    assert len(edges) < 50 and edges[-1] == lengths.max()
+    assert padding_to(edges, lengths) - padding_to((), lengths) < 0.03
+    assert length_grid(np.full(9, 16_000)) == (16_000,)
+
+
+def padding_to(edges: tuple[int, ...], lengths: np.ndarray) -> float:
+    """The padding's share of the audio, in batches of 16 of such clips; checks that nothing else is met."""
     extractor = SimpleNamespace(padding_value=0.0, do_normalize=False, return_attention_mask=True)
     collate = WaveformCollator(extractor, with_lengths=True, edges=edges)
-    plan = BatchPlan(500, 16, 16, seed=0, epochs=1, lengths=lengths)
+    plan = BatchPlan(len(lengths), 16, 16, seed=0, epochs=1, lengths=lengths)
     batches = [
         collate([Example(np.ones(lengths[clip], np.float32)) for clip in clips])
         for clips in micro_batches(plan)
     ]
-    assert {batch.inputs["input_values"].shape[1] for batch in batches} <= set(edges)
-    padding = sum(batch.padding_samples for batch in batches)
-    assert padding < 0.3 * sum(batch.num_samples for batch in batches)
+    assert not edges or {batch.inputs["input_values"].shape[1] for batch in batches} <= set(edges)
+    return sum(batch.padding_samples for batch in batches) / sum(batch.num_samples for batch in batches)
 
 
 def test_balanced_classes_are_drawn_alike_often_and_an_epoch_is_as_long() -> None:

@@ -85,7 +85,8 @@ def refusal(*flags: str) -> str:
 
 
 def test_without_flags_everything_is_as_the_guide_has_it() -> None:
-    config = dataclasses.asdict(parse_train([]))
+    parsed = parse_train([])
+    config = dataclasses.asdict(parsed) | {"batch_size": parsed.micro_batch_size}
     assert {name: config[name] for name in GUIDE} == GUIDE
 
 
@@ -199,7 +200,7 @@ BAD_VALUES = {
     "10m": ["--checkpoint-every often", "--checkpoint-every 0m"],
     "linear, cosine, constant": ["--lr-scheduler step"],
     "accuracy, macro_f1, balanced_accuracy, loss": ["--best-metric f1"],
-    "auto, fp32, bf16, fp16": ["--precision tf32"],
+    "auto, fp32, tf32, bf16, fp16": ["--precision fp8"],
     "random, stratified, group": ["--split-by speaker"],
     "auto, cpu, cuda, cuda:N or mps": ["--device gpu", "--device cuda:"],
     "guide": ["--recipe best"],

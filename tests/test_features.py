@@ -86,7 +86,7 @@ def test_it_is_refused_where_the_output_would_not_be_a_function_of_the_clip() ->
 def test_batches_hold_half_precision(lab: Lab) -> None:
     data = lab.data(7, samples=(400, 1_600))
     loaded, featured = cache_features(frozen(lab, data), data, "features", lab.folder / "cache", CPU)
-    batch = next(evaluation_batches(TrainConfig(num_workers=0), featured.evaluation, loaded, CPU))
+    batch = next(evaluation_batches(TrainConfig(num_workers=0), featured, featured.evaluation, loaded, CPU))
     assert batch.inputs["features"].dtype == torch.float16
     assert batch.inputs["features"].ndim == 3
 

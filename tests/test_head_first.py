@@ -66,7 +66,9 @@ def test_the_head_fits_what_the_whole_model_computes(lab: Lab, tmp_path: Path) -
     config = TrainConfig(head_first=True)
 
     def loss() -> float:
-        result = evaluate(loaded.model, evaluation_batches(config, data.train, loaded, CPU), CPU, "fp32")
+        result = evaluate(
+            loaded.model, evaluation_batches(config, data, data.train, loaded, CPU), CPU, "fp32"
+        )
         assert result is not None
         return result.scores["loss"]
 

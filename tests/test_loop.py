@@ -83,6 +83,12 @@ def gradients(monkeypatch: pytest.MonkeyPatch) -> list[list[torch.Tensor]]:
     return seen
 
 
+@pytest.fixture(params=[0, 1], ids=["as on a CPU", "as on a GPU"])
+def steps_behind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What came of a step is read before the next one begins, or while it is computed."""
+    monkeypatch.setattr(loop, "steps_behind", lambda device: request.param)
+
+
 def test_a_batch_of_16_is_the_same_step_as_4_times_4_and_as_5_and_5_and_6(
     lab: Lab, gradients: list[list[torch.Tensor]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,9 +170,10 @@ def test_learning_rate_is_transformers_schedule_at_every_step(
     warmup_steps = math.ceil(warmup_ratio * total_steps)  # TrainingArguments.get_warmup_steps
     schedule = get_scheduler(theirs, optimizer, warmup_steps, total_steps)
     with pytest.raises(ValueError, match="no schedule"):
-        learning_rate_factor(total_steps, total_steps, warmup_ratio, "polynomial")
+        learning_rate_factor(torch.tensor(total_steps), total_steps, warmup_ratio, "polynomial")
     for step in range(total_steps):
-        learning_rate = peak * learning_rate_factor(step, total_steps, warmup_ratio, ours)
+        factor = learning_rate_factor(torch.tensor(step), total_steps, warmup_ratio, ours)
+        learning_rate = peak * factor.item()
         # Two ways to write one formula in float64.
         assert learning_rate == pytest.approx(schedule.get_last_lr()[0], rel=1e-12, abs=1e-18), step
         optimizer.step()
@@ -185,6 +192,7 @@ def spoil_gradient(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.usefixtures("steps_behind")
 @pytest.mark.parametrize("spoil", [spoil_loss, spoil_gradient])
 def test_what_is_not_finite_touches_neither_weights_nor_optimizer_and_is_counted(
     spoil: Callable[[torch.Tensor], torch.Tensor], lab: Lab, monkeypatch: pytest.MonkeyPatch
@@ -226,6 +234,7 @@ def test_what_is_not_finite_touches_neither_weights_nor_optimizer_and_is_counted
     assert (third["loss"] is None) == (spoil is spoil_loss)
 
 
+@pytest.mark.usefixtures("steps_behind")
 @pytest.mark.parametrize("finite_call", [None, 19])
 def test_20_non_finite_steps_in_a_row_break_the_run_and_19_do_not(finite_call: int | None, lab: Lab) -> None:
     loaded = lab.build()
@@ -243,6 +252,7 @@ def test_20_non_finite_steps_in_a_row_break_the_run_and_19_do_not(finite_call: i
 # What is logged
 
 
+@pytest.mark.usefixtures("steps_behind")
 def test_each_record_has_the_keys_of_its_kind_and_the_end_is_the_last(lab: Lab) -> None:
     data = lab.data(12, num_test=7)
     settings = {"batch_size": 4, "gradient_accumulation_steps": 1, "epochs": 2, "eval_every": 2}
@@ -269,6 +279,7 @@ def test_each_record_has_the_keys_of_its_kind_and_the_end_is_the_last(lab: Lab) 
     assert (end["reason"], end["wall_seconds"] > 0) == ("epochs", True)
 
 
+@pytest.mark.usefixtures("steps_behind")
 def test_logged_loss_is_the_mean_over_the_clips_since_the_last_line(lab: Lab) -> None:
     data = lab.data(10)
     settings = {"batch_size": 2, "gradient_accumulation_steps": 2, "epochs": 3, "learning_rate": 1e-3}
@@ -355,6 +366,7 @@ def assert_same_run(ours: Run, theirs: Run) -> None:
     assert predictions[0] == predictions[1]
 
 
+@pytest.mark.usefixtures("steps_behind")
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(
     ("during", "number", "eval_every", "stops_after"),
@@ -388,6 +400,7 @@ def test_an_interrupted_and_resumed_run_is_bit_for_bit_the_uninterrupted_one(
     assert_same_run(resume(lab, num_workers=num_workers, **settings), whole(**settings))
 
 
+@pytest.mark.usefixtures("steps_behind")
 @pytest.mark.parametrize(
     ("every", "saved"),
     [(3, [3, 4, 6, 8]), ("0.001s", list(range(1, 9))), ("1h", [4, 8]), (None, [4, 8])],
@@ -421,6 +434,7 @@ class Crash(Exception):
     """The process ends here, without a signal that would let it save anything."""
 
 
+@pytest.mark.usefixtures("steps_behind")
 @pytest.mark.parametrize("where", ["between two checkpoints", "before its best is exported"])
 def test_a_run_that_crashed_is_resumed_bit_for_bit(where: str, lab: Lab, whole: Whole) -> None:
     def crash(*args: Any) -> None:
@@ -507,6 +521,7 @@ def test_the_resumed_runs_are_random_enough_to_prove_something(lab: Lab, whole: 
     assert min(abs(ours - theirs) for ours, theirs in pairs) > 1e-3
 
 
+@pytest.mark.usefixtures("steps_behind")
 def test_audio_of_a_discarded_micro_batch_is_counted_once(lab: Lab) -> None:
     settings = RESUMED | {"log_every": 8}
     go(lab, stop_in(lab, lab.build(**RANDOM), "training", 5), **settings)  # the first half of the third step
@@ -599,7 +614,7 @@ def test_the_test_set_is_scored_with_the_best_weights_and_not_the_last(
     assert data.test is not None
     config = TrainConfig(num_workers=0)
     best = load_for_training(open_backbone(str(lab.folder / "run" / "best")), data.labels, seed=0)
-    batches = loop.evaluation_batches(config, data.test, best, CPU)
+    batches = loop.evaluation_batches(config, data, data.test, best, CPU)
     expected = evaluate(best.model, batches, CPU, "fp32")
     record = run.records("test")[0]
     # The same numbers, read from a file.
@@ -619,7 +634,7 @@ def test_evaluation_is_scikit_learns_and_the_same_in_batches_of_any_size(lab: La
     results = []
     for eval_batch_size in (23, 4, 1):
         config = TrainConfig(eval_batch_size=eval_batch_size, num_workers=0)
-        batches = loop.evaluation_batches(config, data.evaluation, loaded, CPU)
+        batches = loop.evaluation_batches(config, data, data.evaluation, loaded, CPU)
         results.append(evaluate(loaded.model, batches, CPU, "fp32"))
         assert loaded.model.training
 
@@ -684,6 +699,7 @@ def test_reduced_precision_takes_steps_with_losses_near_those_of_fp32(
     assert ours == pytest.approx(theirs, abs=0.05)
 
 
+@pytest.mark.usefixtures("steps_behind")
 def test_the_schedule_waits_for_steps_that_fp16s_scaler_skips(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -700,6 +716,6 @@ def test_the_schedule_waits_for_steps_that_fp16s_scaler_skips(
     assert 0 < sum(skipped) < 16
     assert run.state.steps_taken == 16 - sum(skipped)
     taken = np.cumsum([0, *(not skip for skip in skipped)])[:-1]
-    expected = [1e-5 * learning_rate_factor(int(steps), 16, 0.1, "linear") for steps in taken]
+    expected = (1e-5 * learning_rate_factor(torch.from_numpy(taken), 16, 0.1, "linear")).tolist()
     assert logged(records, "learning_rate") == expected
     assert all(record["loss"] is not None for record in records)

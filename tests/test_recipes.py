@@ -18,7 +18,7 @@ from audiocls.data.prepare import RunData
 from audiocls.errors import UserError
 from audiocls.flags import parse_train
 from audiocls.log.estimate import TimeEstimate, duration
-from audiocls.log.profiling import StepFacts
+from audiocls.log.phases import StepFacts
 from audiocls.log.summary import say_start
 from audiocls.model.loading import open_backbone
 from audiocls.recipes import RECIPES
@@ -31,7 +31,7 @@ def test_the_names_of_the_flag_are_those_of_the_recipes() -> None:
     assert TrainConfig.__dataclass_fields__["recipe"].metadata["choices"] == tuple(RECIPES)
 
 
-@pytest.mark.parametrize("flags", [[], ["--dataset", GUIDE_DATASET], ["--batch-size", "32"]])
+@pytest.mark.parametrize("flags", [[], ["--dataset", GUIDE_DATASET], ["--lr-scheduler", "linear"]])
 def test_the_guides_data_set_has_the_guides_settings(flags: list[str]) -> None:
     assert parse_train(flags) == TrainConfig()
     assert parse_train(flags).recipe == "guide"

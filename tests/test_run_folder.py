@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time, never lost by mistake, and only resumed as what it was."""
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -30,7 +31,14 @@ from audiocls.storage import (
     write_text,
 )
 from audiocls.training.checkpoint import check_room, export_best, step_folder
-from audiocls.training.run_folder import check_same, claim_run_folder, default_folder, remove_run, short_name
+from audiocls.training.run_folder import (
+    check_same,
+    claim_run_folder,
+    default_folder,
+    micro_batch_before,
+    remove_run,
+    short_name,
+)
 
 CONFIG = {"dataset": "PolyAI/minds14", "model": "facebook/wav2vec2-base"}
 
@@ -324,3 +332,37 @@ def test_output_to_a_pipe_goes_there_and_a_link_to_itself_gives_way(tmp_path: Pa
     (tmp_path / "loop").symlink_to("loop")
     write_text(tmp_path / "loop", "text")
     assert (tmp_path / "loop").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("content", "resume", "found"),
+    [
+        ('{"micro_batch_size": 48}', True, 48),
+        ('{"micro_batch_size": 48}', False, None),
+        ('{"micro_batch_size": "48"}', True, None),
+        ('{"micro_batch_size": 0}', True, None),
+        ('{"micro_batch_size": true}', True, None),
+        ('{"micro_batch_size": 129}', True, None),  # a step has 128
+        ("{}", True, None),
+        ("[]", True, None),
+        ("{", True, None),
+        (None, True, None),
+    ],
+)
+def test_a_resumed_run_has_the_micro_batches_that_its_run_json_names(
+    content: str | None, resume: bool, found: int | None, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    assert micro_batch_before(tmp_path, TrainConfig(resume=resume)) == found
+
+
+def test_a_resumed_run_may_have_other_micro_batches_of_the_same_steps(tmp_path: Path) -> None:
+    """What is advised where memory runs out, on another card say."""
+    others = {"precision": "fp32", "forward_pass": "audiocls", "label2id": {}, "split_fingerprint": ""}
+    config = dataclasses.asdict(TrainConfig())
+    (tmp_path / "run.json").write_text(json.dumps({"config": config} | others))
+    for sizes in ({"batch_size": 16, "gradient_accumulation_steps": 8}, {"global_batch_size": 128}):
+        check_same(tmp_path, {"config": config | sizes} | others)
+    with pytest.raises(UserError, match="--batch-size: auto -> 16"):
+        check_same(tmp_path, {"config": config | {"batch_size": 16}} | others)

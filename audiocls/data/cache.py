@@ -30,6 +30,7 @@ from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, Decoded, Unreadabl
 from audiocls.data.clips import Clip
 from audiocls.data.measures import Measured, measure
 from audiocls.data.resampling import Waveform
+from audiocls.devices import available_cores
 from audiocls.storage import READ_ERRORS, unfinished_folder
 
 FORMAT = 5  # raised when what is stored changes its meaning
@@ -232,8 +233,7 @@ def decoded(waveforms: Waveforms) -> Iterator[tuple[Waveform, float, Measured] |
     num_threads = torch.get_num_threads()
     # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
     torch.set_num_threads(1)
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    num_workers = min(num_cores or 1, CHUNK)
+    num_workers = min(available_cores(), CHUNK)
     with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             indices = range(len(waveforms.clips))

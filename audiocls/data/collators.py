@@ -1,5 +1,6 @@
 """Waveforms and labels -> padded batches, with SpecAugment's masks."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -54,11 +55,12 @@ class WaveformCollator:
 
     feature_extractor: Any
     with_lengths: bool = False
-    edges: tuple[int, ...] = ()  # lengths to pad to, so that a compiled model meets few
+    edges: tuple[int, ...] = ()  # lengths to pad to, so that a GPU meets few
 
     def __call__(self, examples: list[Example]) -> Batch:
         lengths = torch.tensor([len(example.values) for example in examples])
-        longest = next((edge for edge in self.edges if edge >= lengths.max()), int(lengths.max()))
+        longest = int(lengths.max())
+        longest = next((edge for edge in self.edges if edge >= longest), longest)
         input_values = np.full((len(examples), longest), self.feature_extractor.padding_value, np.float32)
         for row, example in enumerate(examples):
             waveform = example.values
@@ -92,9 +94,11 @@ class FeatureCollator:
     """
 
     samples_of_frames: Callable[[int], int]
+    edges: tuple[int, ...] = ()  # as above, in frames
 
     def __call__(self, examples: list[Example]) -> Batch:
         longest = max(len(example.values) for example in examples)
+        longest = next((edge for edge in self.edges if edge >= longest), longest)
         features = np.zeros((len(examples), longest, examples[0].values.shape[1]), np.float16)
         for row, example in enumerate(examples):
             features[row, : len(example.values)] = example.values
@@ -112,10 +116,20 @@ def collate_pooled(examples: list[Example]) -> Batch:
     return Batch({"pooled": pooled}, labels_of(examples), sum(example.num_samples for example in examples))
 
 
-def length_edges(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
+def length_quantiles(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
     """Up to `most` lengths to pad to, in samples: quantiles of the clips' lengths, int64 [clips]."""
     edges = np.quantile(num_samples, np.arange(1, most + 1) / most, method="higher")
     return tuple(np.unique(edges).tolist())
+
+
+def length_grid(num_samples: np.ndarray, ratio: float = 1.05) -> tuple[int, ...]:
+    """Lengths to pad to, in samples, from the longest clip's down: each `ratio` times the one before.
+
+    On average that is half of `ratio - 1` more padding, and a few dozen lengths where clips last 1 to 10 s.
+    """
+    longest, shortest = float(num_samples.max()), float(num_samples.min())
+    count = math.ceil(math.log(longest / shortest, ratio)) + 1
+    return tuple(sorted({math.ceil(longest / ratio**number) for number in range(count)}))
 
 
 def labels_of(examples: list[Example]) -> Tensor:

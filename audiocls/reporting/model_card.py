@@ -18,7 +18,7 @@ from audiocls.storage import write_text
 from audiocls.tables import FORMATS
 
 SHOWN = (
-    "recipe learning_rate batch_size gradient_accumulation_steps epochs max_steps warmup_ratio lr_scheduler "
+    "recipe learning_rate epochs max_steps warmup_ratio lr_scheduler "
     "weight_decay max_grad_norm balance_classes label_smoothing max_seconds cut_window augment head_first "
     "freeze backbone best_metric seed"
 ).split()

@@ -49,9 +49,10 @@ def train_head_first(
         balanced_labels=clips.labels if config.balance_classes == "yes" else None,
     )
     batches = step_batches(clips, plan.steps_from(0, 0), above.collator(), num_workers=0, device=device)
+    factors = learning_rate_factor(torch.arange(STEPS, device=device), STEPS, WARMUP_RATIO, "linear")
     losses = torch.zeros(STEPS, device=device)
     for number, (step, (batch,)) in enumerate(batches):
-        set_learning_rates(optimizer, learning_rate_factor(number, STEPS, WARMUP_RATIO, "linear"))
+        set_learning_rates(optimizer, factors[number])
         batch = batch.to(device)
         logits = model(**batch.inputs)
         loss = loss_sum(logits, batch.labels, config.label_smoothing) / step.num_clips

@@ -2,37 +2,55 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from audiocls.config import TrainConfig, seconds_of
 from audiocls.data.batch_plan import BatchPlan, in_batches
-from audiocls.data.collators import Batch, length_edges
+from audiocls.data.collators import Batch, length_grid, length_quantiles
 from audiocls.data.loader import ClipDataset, load_batches, step_batches
 from audiocls.data.prepare import RunData
-from audiocls.devices import autocast, pick_precision
+from audiocls.devices import Readback, autocast, pick_precision
 from audiocls.errors import NumbersBroke, Stopped, UserError, number_of
-from audiocls.log.profiling import StepFacts
+from audiocls.log.phases import StepFacts
 from audiocls.log.run_log import RunLog, SinceLastLog
 from audiocls.model.backbone import LoadedModel
 from audiocls.signals import StopSignal
 from audiocls.streams import say
 from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
 from audiocls.training.evaluation import evaluate, is_better, keep_test_predictions, prediction_lines
+from audiocls.training.graphs import Graphs
 from audiocls.training.loss import loss_sum
 from audiocls.training.optim import (
     learning_rate_factor,
+    learning_rates,
     make_optimizer,
     seed_everything,
     set_learning_rates,
+    take_step,
 )
 
 MOST_NON_FINITE_IN_A_ROW = 20
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """An optimizer step that the device has been asked for."""
+
+    step: int
+    passes: float  # over the training clips, with this step
+    numbers: Readback  # the summed loss, the gradient's norm, the steps taken so far
+    num_clips: int
+    audio_seconds: float
+    padding_seconds: float
 
 
 def train(
@@ -51,14 +69,12 @@ def train(
     """
     model, backbone = loaded.model.to(device).train(), loaded.backbone
     precision = pick_precision(config.precision, device)
-    if config.compile:
-        loaded.compile()
     optimizer = make_optimizer(model, float(config.learning_rate), config.weight_decay)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     max_seconds = config.max_batch_seconds
     plan = BatchPlan(
         num_clips=len(data.train),
-        batch_size=int(config.batch_size),
+        batch_size=config.micro_batch_size,
         clips_per_step=config.clips_per_step,
         seed=config.seed,
         epochs=int(config.epochs),
@@ -82,8 +98,39 @@ def train(
     last_save = time.perf_counter()
     phase = log.phase  # names what the loop is doing, for the bar and --profile
 
+    schedule = plan.total_steps, config.warmup_ratio, config.lr_scheduler
+    steps_taken = torch.tensor(state.steps_taken, device=device)  # of which the device knows first
+    in_flight: deque[InFlight] = deque()
+
+    def settle(leave: int = 0) -> None:
+        """Wait for the numbers of the steps in flight, and log them; those of the newest `leave` may wait."""
+        while len(in_flight) > leave:
+            done = in_flight.popleft()
+            phase("device wait")  # the step's only one
+            loss, norm, taken = done.numbers.wait().tolist()
+            factor = learning_rate_factor(torch.tensor(state.steps_taken), *schedule)
+            rates = learning_rates(optimizer, factor.item())
+            is_skipped = taken == state.steps_taken
+            state.non_finite_in_a_row = state.non_finite_in_a_row + 1 if is_skipped else 0
+            state.steps_taken = int(taken)
+            seconds = log.take_step_seconds()
+            facts = StepFacts(loss, done.num_clips, done.audio_seconds, done.padding_seconds, seconds)
+            state.since_last_log.add(facts)
+            log.advance(facts, state.since_last_log, rates)
+            phase("between steps")
+            if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
+                raise NumbersBroke(
+                    f"{MOST_NON_FINITE_IN_A_ROW} losses or gradients in a row were not finite, up to step "
+                    f"{done.step}. Try a lower --learning-rate, or --precision fp32."
+                )
+            if done.step == plan.total_steps or done.step % config.log_every == 0:
+                log.train(done.step, done.passes, state.since_last_log, rates, norm)
+                state.since_last_log = SinceLastLog()
+
     def save(predictions: str | None = None) -> None:
         nonlocal last_save
+        settle()
+        phase("save")
         last_save = time.perf_counter()
         state.wall_seconds = last_save - began
         state.log_bytes = log.num_bytes
@@ -95,8 +142,9 @@ def train(
         raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
 
     def evaluate_and_save() -> None:
+        settle()
         phase("evaluation")
-        batches = evaluation_batches(config, data.evaluation, loaded, device, stop)
+        batches = evaluation_batches(config, data, data.evaluation, loaded, device, stop)
         result = evaluate(model, batches, device, precision, stop)  # leaves the model training
         if result is None:  # a stop was requested meanwhile: --resume evaluates again
             save_and_leave()
@@ -107,17 +155,35 @@ def train(
             state.best_step, state.best_epoch = state.step, passes
         log.evaluation(state.step, passes, result.scores, config.best_metric, state.best_score, is_best)
         state.evaluation_is_due = False
-        phase("save")
         save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
         if is_best:
             export_best(run_folder, state.step)
 
-    # torch.compile specialises on the clips' length: then they are padded to a few lengths.
-    edges = length_edges(data.train.num_samples) if config.compile else ()
-    collate = loaded.training_collator(config.seed, edges)  # draws SpecAugment's masks, too
+    # Draws SpecAugment's masks, too.
+    edges = lengths_to_pad_to(config, data, data.train, loaded, device)
+    collate = loaded.training_collator(config.seed, edges)
     to_come = plan.steps_from(state.epoch, state.step_in_epoch)
     workers = config.num_workers
     steps = step_batches(data.train, to_come, collate, num_workers=workers, device=device, stop=stop)
+
+    def forward_backward(batch: Batch, num_clips: int) -> Tensor:
+        """Add a micro-batch's part to the gradient; returns the sum of its losses."""
+        with autocast(device, precision):
+            logits = model(**batch.inputs)
+        summed_loss = loss_sum(logits, batch.labels, config.label_smoothing)
+
+        phase("backward")
+        # Divided by the step's true number of clips, so that one large batch, any division of it into
+        # micro-batches and an epoch's short last step have the same gradient.
+        scaler.scale(summed_loss / num_clips).backward()
+        return summed_loss.detach()
+
+    if config.compile:
+        lengths = number_of(len(length_quantiles(data.train.num_samples)), "length")
+        say(f"compiling at the first steps of {lengths}: up to a minute for each, unless it was done before")
+        loaded.compile()
+    if config.cuda_graphs:
+        forward_backward = Graphs(forward_backward, model, phase)
 
     log.start(plan.total_steps, state.step, state.log_bytes)
     stop.defer()  # from here on a signal only sets stop.requested
@@ -125,13 +191,8 @@ def train(
         evaluate_and_save()
 
     for step, batches in steps:  # each optimizer step, and the batches of its micro-batches
-        factor = learning_rate_factor(
-            state.steps_taken,  # those that were not finite do not count
-            plan.total_steps,
-            config.warmup_ratio,
-            config.lr_scheduler,
-        )
-        learning_rates = set_learning_rates(optimizer, factor)
+        # Steps that were not finite do not count, which only the device knows yet.
+        set_learning_rates(optimizer, learning_rate_factor(steps_taken, *schedule))
         step_loss = torch.zeros((), device=device)
         audio_samples = padding_samples = 0
 
@@ -145,15 +206,7 @@ def train(
 
             phase("forward")
             seed_everything(config.seed, state.step, number, device)
-            with autocast(device, precision):
-                logits = model(**batch.inputs)
-            summed_loss = loss_sum(logits, batch.labels, config.label_smoothing)
-
-            phase("backward")
-            # Divided by the step's true number of clips, so that one large batch, any division of it into
-            # micro-batches and an epoch's short last step have the same gradient.
-            scaler.scale(summed_loss / step.num_clips).backward()
-            step_loss += summed_loss.detach()
+            step_loss += forward_backward(batch, step.num_clips)
             phase("data wait")
 
         if stop.requested:  # an unfinished step is discarded: --resume begins it again
@@ -162,47 +215,42 @@ def train(
         phase("clipping")
         scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
-        phase("device wait")  # the step's only one
-        step_loss_value, norm = torch.stack([step_loss, grad_norm]).tolist()
         phase("optimizer")
-        if math.isfinite(step_loss_value) and math.isfinite(norm):
-            scaler.step(optimizer)
-            state.steps_taken += 1
-            state.non_finite_in_a_row = 0
-        else:
-            state.non_finite_in_a_row += 1
+        is_finite = torch.isfinite(step_loss + grad_norm)
+        take_step(optimizer, is_finite)
+        steps_taken += is_finite
         scaler.update()
         optimizer.zero_grad()
 
         state.step += 1
         state.epoch, state.step_in_epoch = step.epoch, step.step_in_epoch + 1
-        audio, padding = audio_samples / backbone.sampling_rate, padding_samples / backbone.sampling_rate
-        facts = StepFacts(step_loss_value, step.num_clips, audio, padding, log.take_step_seconds())
-        state.since_last_log.add(facts)
-        log.advance(facts, state.since_last_log, learning_rates)
-        phase("between steps")
-        if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
-            raise NumbersBroke(
-                f"{MOST_NON_FINITE_IN_A_ROW} losses or gradients in a row were not finite, up to step "
-                f"{state.step}. Try a lower --learning-rate, or --precision fp32."
+        in_flight.append(
+            InFlight(
+                step=state.step,
+                passes=plan.passes(state.epoch, state.step_in_epoch),
+                numbers=Readback(torch.stack([step_loss, grad_norm, steps_taken])),
+                num_clips=step.num_clips,
+                audio_seconds=audio_samples / backbone.sampling_rate,
+                padding_seconds=padding_samples / backbone.sampling_rate,
             )
+        )
+        settle(leave=steps_behind(device))
 
         is_last = state.step == plan.total_steps
-        if is_last or state.step % config.log_every == 0:
-            passes = plan.passes(state.epoch, state.step_in_epoch)
-            log.train(state.step, passes, state.since_last_log, learning_rates, norm)
-            state.since_last_log = SinceLastLog()
-
         ends_epoch = state.step_in_epoch == plan.steps_per_epoch
         since_save = time.perf_counter() - last_save
         state.evaluation_is_due = is_last or is_due(config.eval_every, state.step, ends_epoch)
         if state.evaluation_is_due:
             evaluate_and_save()
         elif is_due(config.checkpoint_every, state.step, ends_epoch, since_save):
-            phase("save")
             save()
     stop.undefer()  # a stop that came in the last evaluation ends the run: --resume does the test
     return state
+
+
+def steps_behind(device: torch.device) -> int:
+    """How many steps the log is behind: a GPU computes one while the host reads what came of the last."""
+    return 1 if device.type == "cuda" else 0
 
 
 def is_due(every: int | str | None, step: int, ends_epoch: bool, seconds: float = 0.0) -> bool:
@@ -239,7 +287,7 @@ def finish(
     log.phase("evaluation")
     if data.test is not None:
         loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
-        batches = evaluation_batches(config, data.test, loaded, device, stop)
+        batches = evaluation_batches(config, data, data.test, loaded, device, stop)
         precision = pick_precision(config.precision, device)
         result = evaluate(loaded.model, batches, device, precision, stop)
         if result is None:
@@ -261,12 +309,22 @@ def finish(
 
 def evaluation_batches(
     config: TrainConfig,
+    data: RunData,
     clips: ClipDataset,
     loaded: LoadedModel,
     device: torch.device,
     stop: StopSignal | None = None,
 ) -> Iterator[Batch]:
     """Batches of all clips, in their order; they end early once `stop` is requested."""
-    draws = in_batches(list(range(len(clips))), config.eval_batch_size or int(config.batch_size))
-    collate = loaded.collator(length_edges(clips.num_samples) if config.compile else ())
+    draws = in_batches(list(range(len(clips))), config.eval_batch_size or config.micro_batch_size)
+    collate = loaded.collator(lengths_to_pad_to(config, data, clips, loaded, device))
     return load_batches(clips, draws, collate, num_workers=config.num_workers, device=device, stop=stop)
+
+
+def lengths_to_pad_to(
+    config: TrainConfig, data: RunData, clips: ClipDataset, loaded: LoadedModel, device: torch.device
+) -> tuple[int, ...]:
+    """In samples; none: to a batch's longest clip. Each length costs a compiler a minute, a GPU a little."""
+    if config.compile:
+        return length_quantiles(data.train.num_samples)
+    return length_grid(clips.num_samples) if device.type == "cuda" and loaded.padding_invariant else ()

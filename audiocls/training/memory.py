@@ -1,61 +1,129 @@
-"""How many clips a GPU has room for: found by trying, and advised where it was too many."""
+"""How many clips a device has room for: counted, or found by trying; and advised where it was too many."""
 
-import dataclasses
+import contextlib
 import gc
+import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from audiocls.config import TrainConfig
+from audiocls.data.collators import Batch
 from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast, pick_precision
-from audiocls.errors import OutOfMemory, UserError, is_out_of_memory
+from audiocls.errors import OutOfMemory, is_out_of_memory, number_of
 from audiocls.model.backbone import LoadedModel
 from audiocls.streams import say
 from audiocls.training.loss import loss_sum
 
 HIGHEST_SHARE = 0.9  # of the GPU's memory that a trial may take: what is free lies in pieces
+PLAIN_SHARE = 0.5  # of the memory that is free: what fits into this needs no trial
+WITH_TEMPORARIES = 1.5  # what training takes, as a multiple of what is kept for the backward pass
 
 
 def fit_batch_size(
-    config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+    config: TrainConfig,
+    loaded: LoadedModel,
+    clips: ClipDataset,
+    device: torch.device,
+    before: int | None = None,
 ) -> TrainConfig:
     """The config with a number for `--batch-size auto`: the same steps, in micro-batches that fit.
 
-    Raises UserError where there is no GPU, OutOfMemory where not even one clip fits.
+    On a GPU that is the whole step, where it plainly fits, or as much of it as is found to fit by trying;
+    elsewhere the usual. A run that goes on has what it had `before`. Raises OutOfMemory where not even one
+    clip fits.
     """
     if config.batch_size != "auto":
         return config
-    if device.type != "cuda":
-        raise UserError(f"--batch-size auto tries what a GPU has room for: on {device.type}, give a number.")
-    size = min(config.clips_per_step, len(clips))
+    size = before or min(config.micro_batch_size, config.clips_per_step)
+    if device.type == "cuda" and not before:
+        size = min(config.clips_per_step, len(clips))
+        needed, free = bytes_needed(size, config, loaded, clips, device), free_bytes(device)
+        needed *= 2 if config.cuda_graphs else 1  # whose memory is beside that of what runs without
+        # What is kept to compute activations again is not seen, and not much: then it is tried.
+        if needed <= PLAIN_SHARE * free and not config.activation_checkpointing:
+            batches = f"a step of {number_of(size, 'clip')} is one micro-batch"
+            say(f"{batches}: it needs about {needed / 1e9:.1f} of the {free / 1e9:.0f} GB that are free")
+        else:
+            size = largest_that_fits(size, config, loaded, clips, device)
+            say(f"--batch-size auto: {size} of the longest clips fit")
+    accumulation, rest = divmod(config.clips_per_step, size)
+    return replace(
+        config,
+        batch_size=size,
+        gradient_accumulation_steps=accumulation,
+        global_batch_size=config.clips_per_step if rest else None,
+    )
+
+
+def largest_that_fits(
+    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+) -> int:
+    """At most `size`, of which halves are tried. Raises OutOfMemory where not even one clip fits."""
     while not fits(size, config, loaded, clips, device):
         if size == 1:
             raise OutOfMemory(f"Not even one clip fits into the GPU's memory. Try {smaller_work(config)}.")
         size = -(-size // 2)
-    say(f"--batch-size auto: {size} of the longest clips fit")
-    return dataclasses.replace(config, batch_size=size, global_batch_size=config.clips_per_step)
+    return size
+
+
+def bytes_needed(
+    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+) -> float:
+    """About what training takes on `size` clips as long as the longest, beside the weights.
+
+    Counted is what the forward pass of one such clip keeps for the backward pass, and that of two: about 46
+    MB a second of audio for wav2vec2-base in bf16. More than there is memory for is infinite.
+    """
+    model = loaded.model.to(device).train()
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    try:
+        one, two = (bytes_kept(size, config, loaded, clips, device) for size in (1, min(2, len(clips))))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return math.inf
+    # The gradient and AdamW's two moments; what is kept once (copies of weights in bf16) and for a clip; and
+    # what is kept for each further one.
+    further = clips_at_once(size, config, loaded, clips) - 1
+    return 3 * trained + WITH_TEMPORARIES * (one + further * (two - one))
+
+
+def bytes_kept(
+    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+) -> int:
+    """What is kept for the backward pass of the `size` longest clips, without the weights."""
+    sizes: dict[int, int] = {}  # of each piece of memory
+
+    def count(tensor: Tensor) -> Tensor:
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    counting = torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor)
+    with as_it_was(loaded), counting:
+        loss_of(config, loaded, longest(size, config, loaded, clips, device), device)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in loaded.model.parameters()}
+    return sum(nbytes for pointer, nbytes in sizes.items() if pointer not in weights)
 
 
 def fits(
     size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
 ) -> bool:
     """Whether the GPU has room to train on the `size` longest clips at once. The model does not change."""
-    longest = (-clips.num_samples).argsort(kind="stable")[:size].tolist()
     gc.collect()  # what the last trial left in its exception's frames
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     model = loaded.model.to(device).train()
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    most = HIGHEST_SHARE * (free_bytes(device) + torch.cuda.memory_reserved(device))
     try:
         # What is there while a later micro-batch is computed: two moments, and the gradient so far.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kept = [torch.zeros_like(parameter) for parameter in trained for _ in range(3)]
-        batch = loaded.training_collator(config.seed)([clips.at_its_longest(index) for index in longest]).to(
-            device
-        )
-        with autocast(device, pick_precision(config.precision, device)):
-            logits = model(**batch.inputs)
-        loss_sum(logits, batch.labels, config.label_smoothing).backward()
+        with as_it_was(loaded):
+            loss_of(config, loaded, longest(size, config, loaded, clips, device), device).backward()
         del kept
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -63,22 +131,67 @@ def fits(
         return False
     finally:
         model.zero_grad()
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    total = torch.cuda.get_device_properties(device).total_memory
-    return torch.cuda.max_memory_reserved(device) <= HIGHEST_SHARE * total
+    # As in `fit_batch_size`.
+    return torch.cuda.max_memory_reserved(device) * (2 if config.cuda_graphs else 1) <= most
+
+
+def longest(
+    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+) -> Batch:
+    """As many of the `size` longest clips as are ever in a micro-batch."""
+    indices = (-clips.num_samples).argsort(kind="stable")[: clips_at_once(size, config, loaded, clips)]
+    collate = loaded.training_collator(config.seed)
+    return collate([clips.at_its_longest(index) for index in indices.tolist()]).to(device)
+
+
+def clips_at_once(size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset) -> int:
+    """`size`, or fewer of the longest clips where `--max-batch-seconds` says so; one at least."""
+    if config.max_batch_seconds is None:
+        return size
+    seconds = clips.num_samples.max() / loaded.backbone.sampling_rate
+    return max(1, min(size, int(config.max_batch_seconds / seconds)))
+
+
+def loss_of(config: TrainConfig, loaded: LoadedModel, batch: Batch, device: torch.device) -> Tensor:
+    """As the loop computes it."""
+    with autocast(device, pick_precision(config.precision, device)):
+        logits = loaded.model(**batch.inputs)
+    return loss_sum(logits, batch.labels, config.label_smoothing)
+
+
+@contextlib.contextmanager
+def as_it_was(loaded: LoadedModel) -> Iterator[None]:
+    """For trials: our own models' LayerDrop, by which they would differ, is off; buffers are put back."""
+    before = [(buffer, buffer.clone()) for buffer in loaded.model.buffers()]
+    transformer = None if loaded.backbone.is_stock else loaded.model.encoder.encoder
+    if transformer is not None:
+        config, transformer.config = transformer.config, replace(transformer.config, layerdrop=0.0)
+    try:
+        yield
+    finally:
+        if transformer is not None:
+            transformer.config = config
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def free_bytes(device: torch.device) -> int:
+    """What of the GPU's memory neither this process nor another one holds."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def advice(config: TrainConfig) -> str:
     """The largest micro-batch of at most half the size that divides the step evenly."""
-    if config.batch_size in ("auto", 1):
+    if config.micro_batch_size == 1:
         return smaller_work(config)
     step = config.clips_per_step
-    size = next(size for size in range(int(config.batch_size) // 2, 0, -1) if step % size == 0)
-    accumulation = step // size
-    return f"--batch-size {size} --gradient-accumulation-steps {accumulation}: the same steps in less memory"
+    most = min(config.micro_batch_size // 2, step)
+    size = next(size for size in range(most, 0, -1) if step % size == 0)
+    return f"--batch-size {size} --gradient-accumulation-steps {step // size}: the same steps in less memory"
 
 
 def smaller_work(config: TrainConfig) -> str:
-    frozen = " or --freeze feature-encoder" if config.freeze == "nothing" else ""
-    return f"a shorter --max-seconds{frozen}"
+    ways = [] if config.activation_checkpointing else ["--activation-checkpointing"]
+    ways += ["a shorter --max-seconds"] + (["--freeze feature-encoder"] if config.freeze == "nothing" else [])
+    return " or ".join(ways)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 
@@ -28,34 +28,57 @@ def make_optimizer(model: nn.Module, learning_rate: float, weight_decay: float) 
     return optimizer
 
 
-def learning_rate_factor(steps_taken: int, total_steps: int, warmup_ratio: float, schedule: str) -> float:
-    """What the peak learning rate is multiplied by in the next optimizer step, after `steps_taken`.
+def learning_rate_factor(steps_taken: Tensor, total_steps: int, warmup_ratio: float, schedule: str) -> Tensor:
+    """What the peak learning rate is multiplied by in the next optimizer step, after int64 `steps_taken`.
 
     It rises linearly from 0 over the first `warmup_ratio` of the steps (rounded up), then falls to 0 linearly
     or along half a cosine, or stays: the Trainer's `linear`, `cosine` and `constant_with_warmup`. It depends
-    on the steps *taken*, so it waits where fp16's scaler skips one.
+    on the steps *taken*, so it waits where one is skipped. The result, on the same device, is as AdamW takes
+    it: float64 on a CPU, float32 elsewhere.
     """
+    steps = steps_taken.to(torch.float64 if steps_taken.device.type == "cpu" else torch.float32)
     warmup_steps = math.ceil(warmup_ratio * total_steps)
-    if steps_taken < warmup_steps:
-        return steps_taken / warmup_steps
-    progress = (steps_taken - warmup_steps) / max(1, total_steps - warmup_steps)
+    progress = ((steps - warmup_steps) / max(1, total_steps - warmup_steps)).clamp(max=1)
     match schedule:
         case "linear":
-            return max(0.0, 1 - progress)
+            factor = 1 - progress
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            factor = 0.5 * (1 + torch.cos(math.pi * progress))
         case "constant":
-            return 1.0
-    raise ValueError(f"There is no schedule {schedule!r}.")
+            factor = torch.ones_like(progress)
+        case _:
+            raise ValueError(f"There is no schedule {schedule!r}.")
+    return torch.where(steps < warmup_steps, steps / max(1, warmup_steps), factor)
 
 
-def set_learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
-    """Set each group's learning rate to `factor` of its peak; returns them, named as they are logged."""
-    learning_rates = {}
+def set_learning_rates(optimizer: Optimizer, factor: Tensor) -> None:
+    """Set each group's learning rate to `factor`, float [], of its peak."""
     for group in optimizer.param_groups:
-        group["lr"] = factor * group["initial_lr"]
-        learning_rates[f"learning_rate_{group['name']}" if "name" in group else "learning_rate"] = group["lr"]
-    return learning_rates
+        rate = group["initial_lr"] * factor
+        group["lr"] = rate if steps_on_device(optimizer) else rate.item()
+
+
+def learning_rates(optimizer: Optimizer, factor: float) -> dict[str, float]:
+    """Each group's learning rate at `factor` of its peak, named as it is logged."""
+    return {
+        f"learning_rate_{group['name']}" if "name" in group else "learning_rate": group["initial_lr"] * factor
+        for group in optimizer.param_groups
+    }
+
+
+def take_step(optimizer: Optimizer, is_finite: Tensor) -> None:
+    """Change the weights where `is_finite`, bool [], says so. A GPU decides that itself: nothing waits."""
+    if steps_on_device(optimizer):
+        optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+        optimizer.step()
+    elif is_finite:
+        optimizer.step()
+
+
+def steps_on_device(optimizer: Optimizer) -> bool:
+    """Whether it takes its rate as a tensor and heeds `found_inf`: a fused one, but not on Apple's GPUs."""
+    devices = {parameter.device.type for group in optimizer.param_groups for parameter in group["params"]}
+    return all(group.get("fused") for group in optimizer.param_groups) and "mps" not in devices
 
 
 def seed_everything(seed: int, step: int, micro_batch: int, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """What "auto" means, once the data and the model are known; and to what length a model's window is cut.
 
 Each rule is a pure function of what was typed, the clips and the model: a run that goes on finds the same.
-`--batch-size auto` is found by trying, in memory.py.
+`--batch-size auto` is counted, or found by trying, in memory.py.
 """
 
 import dataclasses

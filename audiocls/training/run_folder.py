@@ -26,10 +26,11 @@ from audiocls.version import __version__
 
 # What a resumed run may change: the rest decides what is computed.
 MAY_CHANGE = set(
-    "audit cache_dir checkpoint_every device epochs eval_batch_size eval_every log_every log_to max_bad_clips"
-    " max_steps num_workers output_dir overwrite profile push_dry_run push_to_hub recipe resume"
-    " save_total_limit".split()
+    "activation_checkpointing audit cache_dir checkpoint_every cuda_graphs device epochs eval_batch_size"
+    " eval_every log_every log_to max_bad_clips max_steps num_workers output_dir overwrite profile"
+    " push_dry_run push_to_hub recipe resume save_total_limit".split()
 )
+SIZES = ("batch_size", "gradient_accumulation_steps", "global_batch_size")
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
 
@@ -112,8 +113,30 @@ def remove_run(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def micro_batch_before(folder: Path, config: TrainConfig) -> int | None:
+    """The clips in a micro-batch of the run that is resumed; None where none is, or it does not say."""
+    if not config.resume:
+        return None
+    try:
+        before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["micro_batch_size"]
+    except READ_ERRORS:  # what is wrong with it, `write_run` says
+        return None
+    return before if type(before) is int and 0 < before <= config.clips_per_step else None
+
+
+def keep_micro_batch_size(folder: Path, size: int) -> None:
+    """Add to run.json how many clips a micro-batch has: a run that is resumed keeps that."""
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    write_json(folder / "run.json", run | {"micro_batch_size": size})
+
+
 def write_run(
-    folder: Path, config: TrainConfig, data: RunData, backbone: Backbone, device: torch.device
+    folder: Path,
+    config: TrainConfig,
+    data: RunData,
+    backbone: Backbone,
+    device: torch.device,
+    micro_batch_size: int | None = None,
 ) -> None:
     """Write run.json: the run begins. One that is resumed is checked to be the same, one overwritten removed.
 
@@ -132,6 +155,8 @@ def write_run(
         "hub_commits": data.commits | ({config.model: backbone.commit} if backbone.commit else {}),
         "device": device_name(device),
         "precision": pick_precision(config.precision, device),
+        "clips_per_step": config.clips_per_step,
+        "micro_batch_size": micro_batch_size,
         "forward_pass": backbone.forward_pass,
         "versions": {
             "audiocls": __version__,
@@ -146,16 +171,23 @@ def write_run(
     write_json(folder / "run.json", run)
 
 
+def clips_per_step(config: dict[str, Any]) -> int:
+    return TrainConfig(**{name: config[name] for name in SIZES if name in config}).clips_per_step
+
+
 def check_same(folder: Path, run: dict[str, Any]) -> None:
     """Raises UserError with `field: old -> new` for everything that a resumed run must not change."""
     try:
         before = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         # A setting that is newer than the run had its default's effect.
         old_config = dataclasses.asdict(TrainConfig()) | before["config"]
+        may_change = MAY_CHANGE
+        if clips_per_step(old_config) == clips_per_step(run["config"]):
+            may_change = MAY_CHANGE | set(SIZES)  # the same steps, with other draws of dropout
         changes = [
             f"{flag_name(name)}: {old_config.get(name)} -> {new}"
             for name, new in run["config"].items()
-            if name not in MAY_CHANGE and old_config.get(name) != new
+            if name not in may_change and old_config.get(name) != new
         ]
         others = {
             "precision": "precision",
