@@ -121,19 +121,26 @@ def save_backbone(folder: Path, config: dict[str, Any], *, is_classifier: bool =
     return folder
 
 
-# Sides: programs that stop after every optimizer step until it is their turn again
+# Sides: programs that stop after some optimizer steps until it is their turn again
 
 
 class Turns:
-    """A side's end: report after each optimizer step, then wait. What it prints goes to standard error."""
+    """A side's end: report after a turn's last step, then wait. What it prints goes to standard error.
+
+    Within a turn nothing waits for the GPU, which may compute a step while the next one is prepared.
+    """
 
     def __init__(self) -> None:
         self.reports = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self.began: float | None = None
+        self.steps_left = 1  # of this turn
 
     def end(self, **facts: Any) -> None:
-        """An optimizer step is done. The first one has no seconds."""
+        """An optimizer step is done, or asked for. The first turn is one step and has no seconds."""
+        self.steps_left -= 1
+        if self.steps_left:
+            return
         torch = sys.modules.get("torch")
         on_gpu = torch is not None and torch.cuda.is_initialized()
         if on_gpu:
@@ -143,8 +150,10 @@ class Turns:
         if on_gpu:
             facts["gpu_bytes"] = torch.cuda.max_memory_allocated()
         print(json.dumps({"seconds": seconds, "peak_bytes": peak} | facts), file=self.reports, flush=True)
-        if not sys.stdin.readline():  # the benchmark is over
+        steps = sys.stdin.readline()
+        if not steps:  # the benchmark is over
             os._exit(0)
+        self.steps_left = int(steps)
         self.began = time.perf_counter()
 
 
@@ -161,7 +170,11 @@ class Side:
             stderr=self.log,
             text=True,
         )
-        self.last = self.report()
+        try:
+            self.last = self.report()
+        except BaseException:  # also at the end of the time that the benchmark has
+            self.process.kill()
+            raise
         self.seconds_to_first_step = time.perf_counter() - began
 
     def report(self) -> dict[str, Any]:
@@ -172,10 +185,10 @@ class Side:
             raise SystemExit(f"{self.process.args!r} ended early:\n{self.log.read()[-3000:]}")
         return json.loads(line)
 
-    def step(self) -> float:
-        """Seconds of one more optimizer step, from asking for its clips to the changed weights."""
+    def turn(self, steps: int) -> float:
+        """Seconds of so many more optimizer steps, from asking for their clips to the changed weights."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
         self.last = self.report()
         return self.last["seconds"]
@@ -183,7 +196,9 @@ class Side:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *others: object) -> None:
+        if error is not None:
+            self.process.kill()
         self.process.communicate()  # closes its standard input, upon which it ends
         self.log.close()
 
@@ -198,14 +213,14 @@ def take_turns(
     with ExitStack() as stack:
         sides = {name: stack.enter_context(Side(*program)) for name, program in programs.items()}
         for side in sides.values():
-            for _ in range(warm_up):
-                side.step()
+            if warm_up:
+                side.turn(warm_up)
         seconds = {name: [0.0] * rounds for name in sides}
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
             for _ in range(turns):
                 for name, side in in_turn(sides, number):
-                    seconds[name][number] += sum(side.step() for _ in range(steps))
+                    seconds[name][number] += side.turn(steps)
         medians = {name: round(statistics.median(many), 3) for name, many in seconds.items()}
         print(f"seconds a round: {medians}", file=sys.stderr)
         facts = {

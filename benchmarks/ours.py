@@ -12,7 +12,7 @@ turns = Turns()
 
 
 def main() -> None:
-    from audiocls.log.profiling import StepFacts
+    from audiocls.log.phases import StepFacts
     from audiocls.log.run_log import RunLog
 
     advance_log = RunLog.advance

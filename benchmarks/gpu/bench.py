@@ -27,15 +27,22 @@ from torch import Tensor
 
 from audiocls.data.collators import Batch, Example
 from audiocls.data.loader import ClipDataset, load_batches
-from audiocls.devices import autocast, synchronize
+from audiocls.devices import autocast, pick_device, synchronize
 from audiocls.log.flops import training_flops
-from audiocls.log.profiling import matmul_flops_per_second, part_times
+from audiocls.log.phases import Phases
+from audiocls.log.profiling import matmul_flops_per_second
+from audiocls.log.trace import part_times
 from audiocls.model.backbone import LoadedModel
+from audiocls.model.encoder import SpeechClassifier
 from audiocls.model.loading import load_for_training, open_backbone
+from audiocls.model.settings import EncoderConfig
+from audiocls.model.stock import StockModel
+from audiocls.training.graphs import Graphs
 from audiocls.training.loss import loss_sum
 from audiocls.training.optim import make_optimizer
 
-SIZES = ((32, 16_000, False), (32, 16_000, True), (128, 16_000, False), (32, 80_000, True))
+SIZES = ((8, 32_000, True), (32, 16_000, False), (32, 16_000, True), (128, 16_000, False), (32, 80_000, True))
+COMPILED_SIZES = ((128, 16_000, True), (32, 80_000, True))
 SMALL_SIZES = ((2, 4_000, True),)
 
 
@@ -73,17 +80,26 @@ def loss_of(bench: Bench, model: Any, batch: Batch) -> Tensor:
     return loss_sum(logits, batch.labels) / len(batch.labels)
 
 
-def one_step(bench: Bench, loaded: LoadedModel, batch: Batch, name: str, **about: Any) -> None:
+def one_step(
+    bench: Bench, loaded: LoadedModel, batch: Batch, name: str, *, as_graph: bool = False, **about: Any
+) -> None:
     """A micro-batch that is a whole step: time, share of the peak, the host's time, memory, kernels."""
     model, config = loaded.model, loaded.backbone.config
     optimizer = make_optimizer(model, 3e-5, 0.0)
     host: list[float] = []
+    times: list[float] = []
 
-    def step() -> None:
-        times = [time.perf_counter()]
+    def forward_backward(batch: Batch, num_clips: int) -> Tensor:
         loss = loss_of(bench, model, batch)
         times.append(time.perf_counter())
         loss.backward()
+        return loss.detach()
+
+    run = Graphs(forward_backward, model, Phases()) if as_graph else forward_backward
+
+    def step() -> None:
+        times[:] = [time.perf_counter()]
+        run(batch, len(batch.labels))
         times.append(time.perf_counter())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -106,9 +122,9 @@ def one_step(bench: Bench, loaded: LoadedModel, batch: Batch, name: str, **about
     figures |= {"share_of_peak": flops / milliseconds * 1000 / bench.peak}
     if bench.on_gpu:
         figures["GiB"] = torch.cuda.max_memory_allocated() / 2**30
-        times, busy = bench.kernels(step)
-        figures |= {"kernels": sum(times.values()), "busy_ms": sum(busy.values()) / 1000}
-        most = [f"{kernel[:50]} x{times[kernel]} {us / 1000:.2f}ms" for kernel, us in busy.most_common(12)]
+        counts, busy = bench.kernels(step)
+        figures |= {"kernels": sum(counts.values()), "busy_ms": sum(busy.values()) / 1000}
+        most = [f"{kernel[:60]} x{counts[kernel]} {us / 1000:.2f}ms" for kernel, us in busy.most_common(40)]
         figures["most"] = most
     bench.say(f"step {name}", **figures)
 
@@ -119,7 +135,7 @@ def parts(bench: Bench) -> None:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if bench.on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    for clips, samples, ragged in SIZES[:2] if bench.on_gpu else SMALL_SIZES:
+    for clips, samples, ragged in SIZES[1:3] if bench.on_gpu else SMALL_SIZES:
         batch = made_batch(bench, loaded, clips, samples, ragged)
         loss_of(bench, loaded.model, batch).backward()
         with torch.profiler.profile(activities=activities, acc_events=True) as profile:
@@ -142,81 +158,84 @@ def eager(bench: Bench) -> None:
 
 
 def compiled(bench: Bench) -> None:
-    """In parts, as --compile has it; with static shapes; in one piece; and with CUDA graphs."""
+    """As --compile has it: in a few pieces; and each micro-batch as a CUDA graph."""
     backend = os.environ.get("BENCH_BACKEND")  # to try this section where inductor takes too long
     if not bench.on_gpu and not backend:
         return
-    whole: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-    variants: dict[str, dict[str, Any] | None] = {
-        "parts": None,
-        "whole": whole,
-        "whole, graphs": whole | {"mode": "reduce-overhead"},
-    }
-    for name, options in variants.items():
-        torch._dynamo.reset()
-        loaded = made_model(bench)
-        if options is None:
-            loaded.compile()
-        elif backend:
-            loaded.model.compile(backend=backend, fullgraph=True, dynamic=False)
-        else:
-            loaded.model.compile(**options)
-        for clips, samples, ragged in SIZES[:3] if bench.on_gpu else SMALL_SIZES:
-            if bench.is_over:
-                return
-            with bench.failing(f"step compiled, {name}", clips=clips, padded=ragged):
-                batch = made_batch(bench, loaded, clips, samples, ragged)
-                one_step(bench, loaded, batch, f"compiled, {name}", padded=ragged)
-        counters = torch._dynamo.utils.counters
-        breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
-        bench.say("compile", variant=name, graph_breaks=breaks, graphs=graphs)
-        counters.clear()
+    torch._dynamo.reset()
+    loaded = made_model(bench)
+    if backend:
+        for piece in loaded.model.pieces():
+            piece.compile(backend=backend, fullgraph=True, dynamic=False)
+    else:
+        loaded.compile()
+    for clips, samples, ragged in COMPILED_SIZES if bench.on_gpu else SMALL_SIZES:
+        if bench.is_over:
+            return
+        with bench.failing("step compiled", clips=clips, padded=ragged):
+            batch = made_batch(bench, loaded, clips, samples, ragged)
+            one_step(bench, loaded, batch, "compiled", padded=ragged)
+            one_step(bench, loaded, batch, "compiled, a graph", padded=ragged, as_graph=True)
+    counters = torch._dynamo.utils.counters
+    breaks, graphs = sum(counters["graph_break"].values()), counters["stats"]["unique_graphs"]
+    bench.say("compile", graph_breaks=breaks, graphs=graphs)
+    counters.clear()
 
 
 def graphed(bench: Bench) -> None:
-    """A micro-batch, forward and backward, as one CUDA graph: what is left when the host does nothing."""
+    """Each micro-batch as a CUDA graph, without compiling."""
     if not bench.on_gpu:
         return
-    torch.backends.cuda.enable_cudnn_sdp(False)  # whose plans have broken captures (pytorch pull 167101)
-    for is_compiled in (False, True):
-        torch._dynamo.reset()
-        loaded = made_model(bench)
-        if is_compiled:
-            loaded.model.compile(fullgraph=True, dynamic=False)
-        for clips, samples, ragged in SIZES[:3]:
-            if bench.is_over:
-                break
+    loaded = made_model(bench)
+    for clips, samples, ragged in SIZES:
+        with bench.failing("step eager, a graph", clips=clips, padded=ragged):
             batch = made_batch(bench, loaded, clips, samples, ragged)
-            about = {"compiled": is_compiled, "clips": clips, "padded": ragged}
-            with bench.failing("graphed", **about):
-                milliseconds = bench.milliseconds(captured(loaded.model, batch).replay)
-                flops = clips * training_flops(loaded.backbone.config, batch.num_samples / clips)
-                share = flops / milliseconds * 1000 / bench.peak
-                bench.say("graphed", **about, ms=milliseconds, share_of_peak_without_optimizer=share)
-            loaded.model.zero_grad(set_to_none=True)
-    torch.backends.cuda.enable_cudnn_sdp(True)
+            one_step(bench, loaded, batch, "eager, a graph", padded=ragged, as_graph=True)
 
 
-def captured(model: Any, batch: Batch) -> torch.cuda.CUDAGraph:
-    """A micro-batch's kernels, forward and backward, to be launched at once."""
+def recomputed(bench: Bench) -> None:
+    """What large models take with and without --activation-checkpointing: 32 clips of 10 s."""
+    from transformers import Wav2Vec2Config, WhisperConfig, WhisperForAudioClassification
 
-    def micro_batch() -> None:
-        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
-            logits = model(**batch.inputs)
-        (loss_sum(logits, batch.labels) / len(batch.labels)).backward()
+    clips, samples = (32, 160_000) if bench.on_gpu else (1, 4_000)
+    small: dict[str, Any] = {} if bench.on_gpu else {"num_hidden_layers": 2, "encoder_layers": 2}
+    for name in ("wav2vec2-xls-r-300m", "whisper-medium"):
+        for recomputes in (False, True):
+            with bench.failing("memory", model=name, recomputes=recomputes):
+                if name == "whisper-medium":
+                    sizes = {"d_model": 1024, "encoder_layers": 24, "encoder_attention_heads": 16}
+                    sizes |= {"encoder_ffn_dim": 4096, "max_source_positions": 500, "decoder_layers": 1}
+                    model: Any = StockModel(WhisperForAudioClassification(WhisperConfig(**sizes | small)))
+                    inputs = {"input_features": torch.randn(clips, 80, 1_000, device=bench.device)}
+                else:
+                    sizes = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+                    sizes |= {"intermediate_size": 4096, "do_stable_layer_norm": True, "conv_bias": True}
+                    values = Wav2Vec2Config(**sizes | small, feat_extract_norm="layer").to_dict()
+                    config = EncoderConfig.read(values)
+                    assert config is not None
+                    model = SpeechClassifier(config, 14)
+                    lengths = torch.full((clips,), samples, device=bench.device)
+                    inputs = {"input_values": torch.randn(clips, samples, device=bench.device)}
+                    inputs["lengths"] = lengths - 1
+                model.to(bench.device).train()
+                if recomputes:
+                    model.recompute_activations()
+                optimizer = make_optimizer(model, 3e-5, 0.0)
+                if bench.on_gpu:
+                    torch.cuda.empty_cache()
+                    torch.cuda.reset_peak_memory_stats()
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            model.zero_grad(set_to_none=True)
-            micro_batch()
-    torch.cuda.current_stream().wait_stream(side)
-    model.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        micro_batch()
-    return graph
+                def step(model: Any = model, inputs: Any = inputs, optimizer: Any = optimizer) -> None:
+                    with autocast(bench.device, "bf16"):
+                        loss = model(**inputs).float().square().mean()
+                    loss.backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+                milliseconds = bench.milliseconds(step, most=3)
+                gib = torch.cuda.max_memory_allocated() / 2**30 if bench.on_gpu else 0.0
+                bench.say("memory", model=name, recomputes=recomputes, GiB=gib, ms=milliseconds)
+                del model, optimizer
 
 
 def waits(bench: Bench) -> None:
@@ -265,7 +284,7 @@ def new_lengths(bench: Bench) -> None:
         loaded.model.zero_grad()
         return statistics.median(times)
 
-    for cudnn, base in ((True, 40_011), (False, 60_017)) if bench.on_gpu else ((True, 4_001),):
+    for cudnn, base in ((False, 60_017), (True, 40_011)) if bench.on_gpu else ((False, 4_001),):
         if bench.on_gpu:
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
         lengths = [base + 977 * number for number in range(10 if bench.on_gpu else 2)]
@@ -274,7 +293,7 @@ def new_lengths(bench: Bench) -> None:
             about = {"cudnn_attention": cudnn, "training": training}
             bench.say("new lengths", **about, new_ms=new, again_ms=again)
     if bench.on_gpu:
-        torch.backends.cuda.enable_cudnn_sdp(True)
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 class Noise:
@@ -309,8 +328,8 @@ def feeding(bench: Bench) -> None:
 
 
 SECTIONS = (
-    *(ceilings, attention, waits, eager, parts, positional, strided),
-    *(new_lengths, feeding, compiled, graphed),
+    *(ceilings, waits, eager, graphed, compiled, parts, recomputed, feeding),
+    *(positional, strided, attention, new_lengths),
 )
 
 
@@ -324,7 +343,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="sections, by comma")
     args = parser.parse_args()
     with open_log(args.out) as log:
-        bench = Bench(torch.device(args.device), args.model, log, args.seconds)
+        bench = Bench(pick_device(args.device), args.model, log, args.seconds)
         for section in SECTIONS:
             name = section.__name__
             if args.only and name not in args.only.split(",") and section is not ceilings:

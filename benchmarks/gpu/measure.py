@@ -52,9 +52,9 @@ class Bench:
         except Exception as error:
             self.say(section, **about, failed=f"{type(error).__name__}: {error}"[:300])
 
-    def milliseconds(self, work: Callable[[], Any]) -> float:
+    def milliseconds(self, work: Callable[[], Any], most: int = 10) -> float:
         """Median time of `work` on the device, after a few runs that are not counted."""
-        repeats, warm_up = (10, 3) if self.on_gpu else (2, 1)
+        repeats, warm_up = (most, 3) if self.on_gpu else (2, 1)
         times = []
         for number in range(-warm_up, repeats):
             synchronize(self.device)

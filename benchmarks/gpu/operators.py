@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from audiocls.devices import synchronize
+from audiocls.model.kernels import block_toeplitz, by_products
 
 BF16 = torch.bfloat16
 
@@ -52,13 +53,13 @@ def attention(bench: Bench) -> None:
         out = F.scaled_dot_product_attention(zero, zero, eye, dropout_p=p).float()
         dropped, scale = (out == 0).float().mean().item(), out.max().item() * 64
         bench.say("sdpa dropout", asked=p, dropped=dropped, scale=scale)
-    for enabled in (True, False):
+    for enabled in (False, True):
         if bench.on_gpu:
             torch.backends.cuda.enable_cudnn_sdp(enabled)
         odd = {frames: gradients_not_finite(frames, device) for frames in (49, 64, 192, 249, 704)}
         bench.say("sdpa NaN in grad_q", cudnn_enabled=enabled, by_frames=odd)
     if bench.on_gpu:
-        torch.backends.cuda.enable_cudnn_sdp(True)
+        torch.backends.cuda.enable_cudnn_sdp(False)  # as audiocls has it
 
 
 def gradients_not_finite(frames: int, device: torch.device) -> int:
@@ -97,19 +98,8 @@ def positional(bench: Bench) -> None:
         out = torch.bmm(columns, weight).view(groups, batch, frames, inner)
         return out.permute(1, 2, 0, 3).reshape(batch, frames, width)
 
-    def toeplitz(x: Tensor, w: Tensor, rows: int = 16) -> Tensor:
-        """As columns, but each column makes `rows` frames: a ninth of the memory."""
-        batch, frames, _ = x.shape
-        blocks, span = -(-frames // rows), rows + taps - 1
-        padded = F.pad(x, (0, 0, taps // 2, taps // 2 - 1 + blocks * rows - frames))
-        columns = padded.view(batch, -1, groups, inner).unfold(1, span, rows)
-        columns = columns.permute(2, 0, 1, 3, 4).reshape(groups, batch * blocks, inner * span)
-        skew = F.pad(w.view(groups, inner, inner, 1, taps).expand(-1, -1, -1, rows, -1), (0, rows))
-        skew = skew.reshape(groups, inner, inner, rows * (taps + rows))[..., : rows * span]
-        matrix = skew.view(groups, inner, inner, rows, span).permute(0, 2, 4, 3, 1)
-        out = torch.bmm(columns, matrix.reshape(groups, inner * span, rows * inner))
-        out = out.view(groups, batch, blocks, rows, inner).permute(1, 2, 3, 0, 4)
-        return out.reshape(batch, blocks * rows, width)[:, :frames]
+    def toeplitz(x: Tensor, w: Tensor) -> Tensor:
+        return block_toeplitz(x, w, None, taps // 2, groups)[:, :-1]
 
     def fourier(x: Tensor, w: Tensor) -> Tensor:
         batch, frames, _ = x.shape
@@ -157,17 +147,17 @@ def strided(bench: Bench) -> None:
         return x[:, :, 0]
 
     def products(x: Tensor, *ws: Tensor) -> Tensor:
-        """Of a length that is a multiple of 64: each layer halves it, its last rows are no frames."""
-        x = x.transpose(1, 2).contiguous()
-        for w, kernel in zip(ws, kernels, strict=True):
-            batch, length, channels = x.shape
-            pairs = x.reshape(batch * length // 2, 2 * channels)
-            out = pairs @ w[:, :, :2].permute(2, 1, 0).reshape(2 * channels, -1)
-            if kernel == 3:
-                third = (pairs[:, :channels] @ w[:, :, 2].t()).view(batch, length // 2, -1)
-                out = out.view(batch, length // 2, -1) + F.pad(third[:, 1:], (0, 0, 0, 1))
-            x = F.gelu(out.view(batch, length // 2, -1))
-        return x.transpose(1, 2)
+        """Of a length that is a multiple of 64; the last frames are none."""
+        x = x.mT.contiguous()
+        for w in ws:
+            x = F.gelu(by_products(x, w, None, 2))
+        return x.mT
+
+    def in_place(x: Tensor, *ws: Tensor) -> Tensor:
+        x = x.mT.contiguous()
+        for w in ws:
+            x = F.gelu(Halving.apply(x, w))
+        return x.mT
 
     for clips, length in ((32, 3200), (128, 3200), (32, 16000)) if bench.on_gpu else ((1, 128),):
         weights = [
@@ -185,9 +175,34 @@ def strided(bench: Bench) -> None:
             "conv2d channels last": conv_last,
             "products": lambda *inputs, frames=num_frames: products(*inputs)[..., :frames],
         }
-        if bench.on_gpu:
-            ways["products, compiled"] = torch.compile(ways["products"], dynamic=False)
+        ways["products in place"] = lambda *inputs, frames=num_frames: in_place(*inputs)[..., :frames]
         compare(bench, "conv stack", ways, (x, *weights), flops=flops, clips=clips)
+
+
+class Halving(torch.autograd.Function):
+    """`by_products` of stride 2, each product added to the last one's result in place."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        """[batch, time, channels] and [width, channels, taps] -> [batch, time / 2, width]."""
+        pairs = x.reshape(-1, 2 * x.shape[2])
+        out = pairs @ w[..., :2].permute(2, 1, 0).flatten(0, 1)
+        if w.shape[2] == 3:
+            out[:-1].addmm_(pairs[1:, : x.shape[2]], w[..., 2].t())
+        ctx.save_for_backward(x, w)
+        return out.view(x.shape[0], x.shape[1] // 2, -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, w = ctx.saved_tensors
+        channels = x.shape[2]
+        pairs, grad = x.reshape(-1, 2 * channels), grad.reshape(-1, grad.shape[2])
+        grad_x = grad @ w[..., :2].permute(0, 2, 1).flatten(1)
+        grad_w = [(grad.t() @ pairs).unflatten(1, (2, channels)).permute(0, 2, 1)]
+        if w.shape[2] == 3:
+            grad_x[1:, :channels].addmm_(grad[:-1], w[..., 2])
+            grad_w.append((grad[:-1].t() @ pairs[1:, :channels])[..., None])
+        return grad_x.view_as(x), torch.cat(grad_w, 2)
 
 
 def compare(
