@@ -85,7 +85,7 @@ PHASES = {
     "evaluation": Phase(in_forward(False, 8), 0.02),
     "saving": Phase(in_loop("save_checkpoint", 5), 0.03, {"checkpoint_every": 3}),
     "feature caching": Phase(in_caching, 0.3, FEATURES, fresh_cache=True),
-    "exporting the best": Phase(in_loop("export_best", 2), 0.02),
+    "exporting the best": Phase(in_loop("export_best", 1), 0.02),  # there is one
     "final test": Phase(in_loop("finish", 1), 0.1, may_end=True),
     "end": Phase(at_end, 0.1, may_end=True),
 }
