@@ -21,6 +21,12 @@ AUGMENTATIONS = ("speed", "mask")  # functions of data/augment.py
 GUIDE_CONFIGS = {GUIDE_DATASET: "en-US"}  # of a data set that has several, where none is named
 BACKBONES = ("audiocls", "transformers")
 USUAL_BATCH_SIZE = 32  # the guide's
+# Settings that change nothing of what comes out of a run.
+CHANGES_NOTHING = frozenset(
+    "activation_checkpointing cache_dir checkpoint_every cuda_graphs device eval_batch_size log_every log_to"
+    " num_workers output_dir overwrite profile push_dry_run push_to_hub recipe resume"
+    " save_total_limit".split()
+)
 FREEZE = ("nothing", "feature-encoder", "encoder", "auto")
 SPLIT_BY = ("random", "stratified", "group", "nothing")  # or a fold, as 2/5
 AGGREGATES = ("mean", "max", "vote")
@@ -164,7 +170,9 @@ class TrainConfig:
         least=1,
     )
     gradient_accumulation_steps: int = option(
-        4, "micro-batches in a step; with --batch-size auto a step has 32 times as many clips", least=1
+        4,
+        f"micro-batches in a step; with --batch-size auto a step has {USUAL_BATCH_SIZE} times as many clips",
+        least=1,
     )
     global_batch_size: int | None = option(
         None, "clips in an optimizer step; overrides --gradient-accumulation-steps", least=1

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiocls.config import TrainConfig
+from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.errors import OK, STOPPED, TRAINING_FAILED, Stopped, UserError
 from audiocls.flags import NOT_REPEATED, flag_name
 from audiocls.reporting.results import begun_with, read_run
@@ -22,12 +22,6 @@ from audiocls.storage import describe, failing_as, remove_folder, write_json
 from audiocls.streams import say
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-# Settings that change nothing of what comes out.
-CHANGES_NOTHING = set(
-    "activation_checkpointing cache_dir checkpoint_every cuda_graphs device eval_batch_size log_every log_to"
-    " num_workers output_dir overwrite profile push_dry_run push_to_hub recipe resume"
-    " save_total_limit".split()
-)
 # What each trial decides for itself, or what would be done several times over.
 NOT_SHARED = NOT_REPEATED | {"audit"}
 PATHS = ("dataset", "eval_dataset", "test_dataset", "drop", "relabel", "model")  # settings that may be paths

@@ -193,3 +193,11 @@ def test_no_more_than_a_micro_batch_may_last_is_counted(run_data: MakeData, buil
     seconds = clips.num_samples.max() / loaded.backbone.sampling_rate
     bounded = TrainConfig(precision="fp32", max_batch_seconds=float(3.5 * seconds))
     assert bytes_needed(12, bounded, loaded, clips, CPU) == bytes_needed(3, FP32, loaded, clips, CPU)
+
+
+def test_cuda_graphs_are_counted_beside_what_runs_without(run_data: MakeData, build_model: MakeModel) -> None:
+    clips, loaded = run_data(12).train, build_model()
+    trained = 3 * sum(parameter.nbytes for parameter in loaded.model.parameters())
+    both = (TrainConfig(precision="fp32", cuda_graphs=graphs) for graphs in (False, True))
+    without, with_them = (bytes_needed(3, config, loaded, clips, CPU) - trained for config in both)
+    assert with_them == 2 * without > 0

@@ -59,8 +59,7 @@ class WaveformCollator:
 
     def __call__(self, examples: list[Example]) -> Batch:
         lengths = torch.tensor([len(example.values) for example in examples])
-        longest = int(lengths.max())
-        longest = next((edge for edge in self.edges if edge >= longest), longest)
+        longest = padded_length(int(lengths.max()), self.edges)
         input_values = np.full((len(examples), longest), self.feature_extractor.padding_value, np.float32)
         for row, example in enumerate(examples):
             waveform = example.values
@@ -97,8 +96,7 @@ class FeatureCollator:
     edges: tuple[int, ...] = ()  # as above, in frames
 
     def __call__(self, examples: list[Example]) -> Batch:
-        longest = max(len(example.values) for example in examples)
-        longest = next((edge for edge in self.edges if edge >= longest), longest)
+        longest = padded_length(max(len(example.values) for example in examples), self.edges)
         features = np.zeros((len(examples), longest, examples[0].values.shape[1]), np.float16)
         for row, example in enumerate(examples):
             features[row, : len(example.values)] = example.values
@@ -116,6 +114,11 @@ def collate_pooled(examples: list[Example]) -> Batch:
     return Batch({"pooled": pooled}, labels_of(examples), sum(example.num_samples for example in examples))
 
 
+def padded_length(longest: int, edges: tuple[int, ...]) -> int:
+    """The first of `edges` that a batch fits into; none does: its longest clip's own length."""
+    return next((edge for edge in edges if edge >= longest), longest)
+
+
 def length_quantiles(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
     """Up to `most` lengths to pad to, in samples: quantiles of the clips' lengths, int64 [clips]."""
     edges = np.quantile(num_samples, np.arange(1, most + 1) / most, method="higher")
@@ -123,7 +126,7 @@ def length_quantiles(num_samples: np.ndarray, most: int = 4) -> tuple[int, ...]:
 
 
 def length_grid(num_samples: np.ndarray, ratio: float = 1.05) -> tuple[int, ...]:
-    """Lengths to pad to, in samples, from the longest clip's down: each `ratio` times the one before.
+    """Lengths to pad to, in samples, each `ratio` times the one before; the last is that of the longest clip.
 
     On average that is half of `ratio - 1` more padding, and a few dozen lengths where clips last 1 to 10 s.
     """

@@ -52,10 +52,12 @@ class StepProfiler:
     parts: dict[str, Part] = field(default_factory=dict)
     work: DeviceWork = field(default_factory=DeviceWork)
     is_finished: bool = False
-    compiling_steps: int = field(init=False)  # still to come
+    steps_passed_over: int = 0
 
-    def __post_init__(self) -> None:
-        self.compiling_steps = COMPILING if self.config.compile or self.config.cuda_graphs else 0
+    @property
+    def compiling_steps(self) -> int:
+        """How many steps are passed over before any is looked at."""
+        return COMPILING if self.config.compile or self.config.cuda_graphs else 0
 
     @property
     def on_gpu(self) -> bool:
@@ -65,8 +67,8 @@ class StepProfiler:
         """A step is over; after the last that is timed, the table."""
         if self.is_finished:
             return None
-        if self.compiling_steps:
-            self.compiling_steps -= 1
+        if self.steps_passed_over < self.compiling_steps:
+            self.steps_passed_over += 1
             return None
         self.steps.append(step)
         match len(self.steps):
@@ -121,8 +123,7 @@ class StepProfiler:
         self.phase.waits_for = None
         timed = self.steps[TIMED]
         if not timed:
-            compiling = COMPILING if self.config.compile or self.config.cuda_graphs else 0
-            return f"note: --profile needs {compiling + TIMED.start + 1} steps for its table"
+            return f"note: --profile needs {self.compiling_steps + TIMED.start + 1} steps for its table"
         figures = self.figures()
         content = {
             "figures": figures,

@@ -181,26 +181,21 @@ class Convolutions(nn.Module):
 
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """float32 [batch, samples] -> features, float [batch, channels, frames]."""
-        if prefers_products(input_values) and halves(self.config):
-            num_frames = frames_after_each(self.config, input_values.shape[1])[-1]
-            return self.in_rows(input_values, lengths)[:, :num_frames].mT
-        hidden_states = input_values[:, None]
+        num_samples = input_values.shape[1]
+        # The axis of time: channels are the other one, or frames are rows, as is better for matrix products.
+        time = 1 if prefers_products(input_values) and halves(self.config) else 2
+        if time == 1:  # zeros follow, so that each halves what the one before makes: not all of that is real
+            input_values = F.pad(input_values, (0, samples_to_halve(self.config, num_samples) - num_samples))
+            if lengths is None:
+                lengths = torch.full(input_values.shape[:1], num_samples, device=input_values.device)
+        hidden_states = input_values.unsqueeze(3 - time)
         frames: list[Any] = [None] * len(self.conv_layers)  # None: all are real
         if lengths is not None:
             frames = frames_after_each(self.config, lengths)
         for convolution, count in zip(self.conv_layers, frames, strict=True):
-            hidden_states = call(convolution, hidden_states, count, recompute=self.recomputes)
-        return hidden_states
-
-    def in_rows(self, input_values: Tensor, lengths: Tensor | None) -> Tensor:
-        """The same as float [batch, frames, channels], by matrix products; more frames than are real."""
-        batch, num_samples = input_values.shape
-        spare = samples_to_halve(self.config, num_samples) - num_samples
-        if lengths is None:
-            lengths = torch.full((batch,), num_samples, device=input_values.device)
-        hidden_states = F.pad(input_values, (0, spare))[..., None]
-        for convolution, count in zip(self.conv_layers, frames_after_each(self.config, lengths), strict=True):
-            hidden_states = call(convolution.in_rows, hidden_states, count, recompute=self.recomputes)
+            hidden_states = call(convolution, hidden_states, count, time, recompute=self.recomputes)
+        if time == 1:
+            hidden_states = hidden_states[:, : frames_after_each(self.config, num_samples)[-1]].mT
         return hidden_states
 
     def num_frames(self, lengths: Tensor) -> Tensor:
@@ -222,26 +217,21 @@ class Convolution(nn.Module):
         else:
             self.layer_norm = nn.GroupNorm(width, width) if number == 0 else None
 
-    def forward(self, hidden_states: Tensor, num_frames: Tensor | None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor, num_frames: Tensor | None = None, time: int = 2) -> Tensor:
         """float [batch, channels, time] -> the same, shorter; `num_frames`, int64 [batch], of it are real.
 
-        Whoever changes it changes `in_rows`, too.
+        With `time` 1 it is float [batch, time, channels], and a few frames more come of it.
         """
-        hidden_states = self.conv(hidden_states)
+        is_in_rows, conv = time == 1, self.conv
+        if is_in_rows:
+            hidden_states = by_products(hidden_states, conv.weight, conv.bias, conv.stride[0])
+        else:
+            hidden_states = conv(hidden_states)
         if isinstance(self.layer_norm, nn.LayerNorm):
-            hidden_states = self.layer_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+            norm = self.layer_norm
+            hidden_states = norm(hidden_states) if is_in_rows else norm(hidden_states.mT).mT
         elif isinstance(self.layer_norm, nn.GroupNorm):
-            hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames)
-        return self.activation(hidden_states)
-
-    def in_rows(self, hidden_states: Tensor, num_frames: Tensor) -> Tensor:
-        """`forward` of float [batch, time, channels], compiled on a GPU; it makes a few frames more."""
-        conv = self.conv
-        hidden_states = by_products(hidden_states, conv.weight, conv.bias, conv.stride[0])
-        if isinstance(self.layer_norm, nn.LayerNorm):
-            hidden_states = self.layer_norm(hidden_states)
-        elif isinstance(self.layer_norm, nn.GroupNorm):
-            hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames, time=1)
+            hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames, time)
         return self.activation(hidden_states)
 
 

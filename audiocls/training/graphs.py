@@ -33,7 +33,8 @@ class Graph(NamedTuple):
 class Graphs:
     """Calls `run` on a micro-batch: the first of a shape as it is, later ones as a graph made of the second.
 
-    The gradients and the loss are the same. A graph adds to gradients that stay where they are in memory.
+    The gradients and the loss are the same. A graph adds to gradients that stay where they are in memory. Its
+    loss is to be used before the next call, which may write over it.
     """
 
     def __init__(self, run: ForwardBackward, model: nn.Module, phase: Phases) -> None:

@@ -179,7 +179,7 @@ def train(
         return summed_loss.detach()
 
     if config.compile:
-        lengths = number_of(len(length_quantiles(data.train.num_samples)), "length")
+        lengths = number_of(len(edges), "length")
         say(f"compiling at the first steps of {lengths}: up to a minute for each, unless it was done before")
         loaded.compile()
     if config.cuda_graphs:

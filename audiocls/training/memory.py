@@ -42,9 +42,7 @@ def fit_batch_size(
     if device.type == "cuda" and not before:
         size = min(config.clips_per_step, len(clips))
         needed, free = bytes_needed(size, config, loaded, clips, device), free_bytes(device)
-        needed *= 2 if config.cuda_graphs else 1  # whose memory is beside that of what runs without
-        # What is kept to compute activations again is not seen, and not much: then it is tried.
-        if needed <= PLAIN_SHARE * free and not config.activation_checkpointing:
+        if needed <= PLAIN_SHARE * free:
             batches = f"a step of {number_of(size, 'clip')} is one micro-batch"
             say(f"{batches}: it needs about {needed / 1e9:.1f} of the {free / 1e9:.0f} GB that are free")
         else:
@@ -76,12 +74,15 @@ def bytes_needed(
     """About what training takes on `size` clips as long as the longest, beside the weights.
 
     Counted is what the forward pass of one such clip keeps for the backward pass, and that of two: about 46
-    MB a second of audio for wav2vec2-base in bf16. More than there is memory for is infinite.
+    MB a second of audio for wav2vec2-base in bf16. Infinite is what there is no memory for, and what is not
+    seen: of activations that are computed again.
     """
+    if config.activation_checkpointing:
+        return math.inf
     model = loaded.model.to(device).train()
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     try:
-        one, two = (bytes_kept(size, config, loaded, clips, device) for size in (1, min(2, len(clips))))
+        one, two = (bytes_kept(count, config, loaded, clips, device) for count in (1, min(2, len(clips))))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -89,7 +90,7 @@ def bytes_needed(
     # The gradient and AdamW's two moments; what is kept once (copies of weights in bf16) and for a clip; and
     # what is kept for each further one.
     further = clips_at_once(size, config, loaded, clips) - 1
-    return 3 * trained + WITH_TEMPORARIES * (one + further * (two - one))
+    return 3 * trained + num_copies(config) * WITH_TEMPORARIES * (one + further * (two - one))
 
 
 def bytes_kept(
@@ -131,8 +132,12 @@ def fits(
         return False
     finally:
         model.zero_grad()
-    # As in `fit_batch_size`.
-    return torch.cuda.max_memory_reserved(device) * (2 if config.cuda_graphs else 1) <= most
+    return torch.cuda.max_memory_reserved(device) * num_copies(config) <= most
+
+
+def num_copies(config: TrainConfig) -> int:
+    """How often the memory of a micro-batch is taken: a CUDA graph's is beside that of what runs without."""
+    return 2 if config.cuda_graphs else 1
 
 
 def longest(

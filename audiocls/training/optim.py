@@ -77,8 +77,8 @@ def take_step(optimizer: Optimizer, is_finite: Tensor) -> None:
 
 def steps_on_device(optimizer: Optimizer) -> bool:
     """Whether it takes its rate as a tensor and heeds `found_inf`: a fused one, but not on Apple's GPUs."""
-    devices = {parameter.device.type for group in optimizer.param_groups for parameter in group["params"]}
-    return all(group.get("fused") for group in optimizer.param_groups) and "mps" not in devices
+    groups = [group for group in optimizer.param_groups if group["params"]]
+    return all(group.get("fused") and group["params"][0].device.type != "mps" for group in groups)
 
 
 def seed_everything(seed: int, step: int, micro_batch: int, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from audiocls.config import TrainConfig
+from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.errors import InputOutputFailed, UserError
@@ -25,11 +25,7 @@ from audiocls.tables import FORMATS
 from audiocls.version import __version__
 
 # What a resumed run may change: the rest decides what is computed.
-MAY_CHANGE = set(
-    "activation_checkpointing audit cache_dir checkpoint_every cuda_graphs device epochs eval_batch_size"
-    " eval_every log_every log_to max_bad_clips max_steps num_workers output_dir overwrite profile"
-    " push_dry_run push_to_hub recipe resume save_total_limit".split()
-)
+MAY_CHANGE = CHANGES_NOTHING | {"audit", "epochs", "eval_every", "max_bad_clips", "max_steps"}
 SIZES = ("batch_size", "gradient_accumulation_steps", "global_batch_size")
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
