@@ -14,7 +14,7 @@ from audiocls.data.collators import (
     WaveformCollator,
     collate_pooled,
 )
-from audiocls.model.settings import EncoderConfig, frames_after_each
+from audiocls.model.settings import EncoderConfig, FrameCounts
 from audiocls.model.stock import padding_changes_nothing
 
 
@@ -81,15 +81,15 @@ class Backbone:
 
     def frames_of_samples(self, samples: int) -> int:
         """Frames that the convolutional encoder makes of `samples` samples."""
-        return frames_after_each(self.config, samples)[-1]
+        return self.frame_counts.frames_of_samples(samples)
 
     def samples_of_frames(self, frames: int) -> int:
         """Samples from which the convolutional encoder makes `frames` frames."""
-        samples = frames
-        convolutions = zip(self.config.conv_kernel, self.config.conv_stride, strict=True)
-        for kernel, stride in reversed(list(convolutions)):
-            samples = (samples - 1) * stride + kernel
-        return samples
+        return self.frame_counts.samples_of_frames(frames)
+
+    @property
+    def frame_counts(self) -> FrameCounts:
+        return FrameCounts(tuple(self.config.conv_kernel), tuple(self.config.conv_stride))
 
 
 def samples_of_filter_windows(windows: int, sampling_rate: int) -> int:
@@ -139,7 +139,8 @@ class LoadedModel:
         if self.takes == "pooled":
             return collate_pooled
         if self.takes == "features":
-            return FeatureCollator(backbone.samples_of_frames, tuple(map(backbone.frames_of_samples, edges)))
+            frame_edges = tuple(map(backbone.frames_of_samples, edges))
+            return FeatureCollator(backbone.frame_counts.samples_of_frames, frame_edges)
         if not backbone.takes_waveforms:
             return SpectrogramCollator(backbone.feature_extractor)
         with_lengths = not backbone.is_stock or backbone.feature_extractor.return_attention_mask
@@ -164,7 +165,7 @@ class LoadedModel:
         if not frames.prob and not masks_channels:
             return collate
         # A spectrogram's mask counts frames already.
-        frames_of = self.backbone.frames_of_samples if self.backbone.takes_waveforms else int
+        frames_of = self.backbone.frame_counts.frames_of_samples if self.backbone.takes_waveforms else int
         hidden_size = getattr(config, "hidden_size", 0)
         return SpecAugment(
             collate, frames_of, seed, frames, channels if masks_channels else None, hidden_size

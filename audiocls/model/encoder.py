@@ -25,6 +25,15 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 from torch.utils.checkpoint import checkpoint
 
+from audiocls.model.blocks import (
+    BIAS_FRAMES,
+    blocks_of_samples,
+    in_blocks,
+    is_long,
+    joined,
+    norm_before_convolving,
+    without_offset,
+)
 from audiocls.model.kernels import attention, by_products, dropout, linear, long_convolution, prefers_products
 from audiocls.model.settings import (
     ACTIVATIONS,
@@ -156,6 +165,7 @@ class Encoder(nn.Module):
                 features = features.float()
         with part("projection"):
             hidden_states = self.feature_projection(features.transpose(1, 2))
+            del features  # of long audio 0.1 MB a second
             is_real = None
             if masked_frames is not None:
                 masked = self.masked_spec_embed.to(hidden_states.dtype)
@@ -182,6 +192,8 @@ class Convolutions(nn.Module):
     def forward(self, input_values: Tensor, lengths: Tensor | None = None) -> Tensor:
         """float32 [batch, samples] -> features, float [batch, channels, frames]."""
         num_samples = input_values.shape[1]
+        if is_long(frames_after_each(self.config, num_samples)[-1]):
+            return self.in_blocks(input_values, lengths)
         # The axis of time: channels are the other one, or frames are rows, as is better for matrix products.
         time = 1 if prefers_products(input_values) and halves(self.config) else 2
         if time == 1:  # zeros follow, so that each halves what the one before makes: not all of that is real
@@ -197,6 +209,27 @@ class Convolutions(nn.Module):
         if time == 1:
             hidden_states = hidden_states[:, : frames_after_each(self.config, num_samples)[-1]].mT
         return hidden_states
+
+    def in_blocks(self, input_values: Tensor, lengths: Tensor | None) -> Tensor:
+        """The same of long audio, a block of frames after the other: each depends on a few samples alone.
+
+        Only a norm over time depends on all of them: what it does is found out before.
+        """
+        first, over_time = self.conv_layers[0], None
+        if isinstance(first.layer_norm, nn.GroupNorm):
+            frames = None if lengths is None else frames_after_each(self.config, lengths)[0]
+            # The norm removes an offset in any case; before that, bf16 would spend its few digits on it.
+            input_values = without_offset(input_values, lengths)
+            over_time = norm_before_convolving(input_values, first.conv, first.layer_norm, frames)
+
+        def features_of(samples: Tensor) -> Tensor:
+            hidden_states = samples.unsqueeze(1)
+            for convolution in self.conv_layers:
+                hidden_states = convolution(hidden_states, over_time=over_time)
+            return hidden_states
+
+        blocks = map(features_of, blocks_of_samples(input_values, self.config))
+        return joined(blocks, frames_after_each(self.config, input_values.shape[1])[-1], 2)
 
     def num_frames(self, lengths: Tensor) -> Tensor:
         """The frames that come of so many samples, int64 [batch] of int64 [batch]."""
@@ -217,10 +250,17 @@ class Convolution(nn.Module):
         else:
             self.layer_norm = nn.GroupNorm(width, width) if number == 0 else None
 
-    def forward(self, hidden_states: Tensor, num_frames: Tensor | None = None, time: int = 2) -> Tensor:
+    def forward(
+        self,
+        hidden_states: Tensor,
+        num_frames: Tensor | None = None,
+        time: int = 2,
+        over_time: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """float [batch, channels, time] -> the same, shorter; `num_frames`, int64 [batch], of it are real.
 
-        With `time` 1 it is float [batch, time, channels], and a few frames more come of it.
+        With `time` 1 it is float [batch, time, channels], and a few frames more come of it. Where it is a
+        block of the frames, `over_time` is what a norm over all of them multiplies by, and adds.
         """
         is_in_rows, conv = time == 1, self.conv
         if is_in_rows:
@@ -230,6 +270,9 @@ class Convolution(nn.Module):
         if isinstance(self.layer_norm, nn.LayerNorm):
             norm = self.layer_norm
             hidden_states = norm(hidden_states) if is_in_rows else norm(hidden_states.mT).mT
+        elif isinstance(self.layer_norm, nn.GroupNorm) and over_time is not None:
+            scale, shift = over_time
+            hidden_states = torch.addcmul(shift, hidden_states.to(scale), scale)  # under autocast, too
         elif isinstance(self.layer_norm, nn.GroupNorm):
             hidden_states = norm_over_time(hidden_states, self.layer_norm, num_frames, time)
         return self.activation(hidden_states)
@@ -351,10 +394,10 @@ class Layer(nn.Module):
         if self.config.do_stable_layer_norm:
             attended = self.attention(self.layer_norm(hidden_states), mask, position_bias)
             hidden_states = hidden_states + dropout(attended, p, self.training)
-            return hidden_states + self.feed_forward(self.final_layer_norm(hidden_states))
+            return hidden_states + in_blocks(self.feed_forward, self.final_layer_norm(hidden_states))
         attended = self.attention(hidden_states, mask, position_bias)
         hidden_states = self.layer_norm(hidden_states + dropout(attended, p, self.training))
-        return self.final_layer_norm(hidden_states + self.feed_forward(hidden_states))
+        return self.final_layer_norm(hidden_states + in_blocks(self.feed_forward, hidden_states))
 
 
 class Attention(nn.Module):
@@ -375,33 +418,50 @@ class Attention(nn.Module):
         """float [batch, frames, hidden] -> the same, of what each frame attends to.
 
         `mask`, bool [batch, 1, 1, frames], is True where that may be; `position_bias`, float [heads, frames,
-        frames], is WavLM's.
+        frames], is WavLM's, of long audio with the last frame's row first.
         """
         heads = self.config.num_attention_heads
         query, key, value = (
             linear(hidden_states, projection).unflatten(-1, (heads, -1)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )  # [batch, heads, frames, width of a head]
-        if position_bias is not None:
-            mask = self.gated(position_bias, hidden_states.unflatten(-1, (heads, -1)).transpose(1, 2), mask)
         p = self.config.attention_dropout if self.training else 0.0
-        attended = attention(query, key, value, mask, p)
+        by_head = hidden_states.unflatten(-1, (heads, -1)).transpose(1, 2)
+        if position_bias is not None and is_long(hidden_states.shape[1]):
+            # Copied and gated for a block of frames at a time: for all it is the square of their number.
+            num_frames, parts = hidden_states.shape[1], []
+            for start in range(0, num_frames, BIAS_FRAMES):
+                end = min(start + BIAS_FRAMES, num_frames)
+                bias = position_bias[:, num_frames - end : num_frames - start].flip(1)
+                bias = self.gated(bias, by_head[:, :, start:end], mask)
+                parts.append(attention(query[:, :, start:end], key, value, bias, p))
+            attended = torch.cat(parts, 2)
+        else:
+            if position_bias is not None:
+                mask = self.gated(position_bias, by_head, mask)
+            attended = attention(query, key, value, mask, p)
         return linear(attended.transpose(1, 2).flatten(2), self.out_proj)
 
     def position_bias(self, num_frames: int) -> Tensor:
         """float [heads, frames, frames]: a learned number for each bucket of distances between frames.
 
         The buckets are T5's (Raffel et al. 2020, https://arxiv.org/abs/1910.10683): near distances have one
-        each, farther ones share them by their logarithm.
+        each, farther ones share them by their logarithm. Of long audio the last frame's row comes first: each
+        row is then the one before it, moved on by one distance, so that all are views of one list.
         """
-        position = torch.arange(num_frames, device=self.rel_attn_embed.weight.device)
-        distance = position - position[:, None]
+        device = self.rel_attn_embed.weight.device
+        if is_long(num_frames):
+            distance = torch.arange(1 - num_frames, num_frames, device=device)
+        else:
+            position = torch.arange(num_frames, device=device)
+            distance = position - position[:, None]
         half = self.config.num_buckets // 2  # for each direction
         exact = half // 2
         far = torch.log(distance.abs().float() / exact) / math.log(self.config.max_bucket_distance / exact)
         far = (exact + far * (half - exact)).long().clamp(max=half - 1)
         bucket = torch.where(distance.abs() < exact, distance.abs(), far) + half * (distance > 0)
-        return self.rel_attn_embed(bucket).permute(2, 0, 1)
+        bias = self.rel_attn_embed(bucket).movedim(-1, 0)
+        return bias.contiguous().unfold(1, num_frames, 1) if is_long(num_frames) else bias
 
     def gated(self, position_bias: Tensor, hidden_states: Tensor, mask: Tensor | None) -> Tensor:
         """The bias times what each frame makes of it, to add to scores: float [batch, heads, frames, frames].

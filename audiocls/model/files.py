@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from audiocls.data.audio import MAX_RATE, MIN_RATE
+from audiocls.data.limits import MAX_RATE, MIN_RATE
 from audiocls.errors import InputOutputFailed, UserError, reason
 from audiocls.hub import hub_file
 from audiocls.model.backbone import LoadedModel

@@ -153,6 +153,30 @@ def frames_after_each(config: Any, length: Lengths) -> list[Lengths]:
     return lengths
 
 
+def samples_of_frames(config: Any, frames: int) -> int:
+    """The fewest samples of which the convolutions make so many frames; of one, its receptive field."""
+    samples = frames
+    for kernel, stride in reversed(list(zip(config.conv_kernel, config.conv_stride, strict=True))):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+@dataclass(frozen=True)
+class FrameCounts:
+    """How many samples make how many frames, without the rest of a model: so a worker can be told."""
+
+    conv_kernel: tuple[int, ...]
+    conv_stride: tuple[int, ...]
+
+    def frames_of_samples(self, samples: int) -> int:
+        """Frames that are made of `samples` samples."""
+        return frames_after_each(self, samples)[-1]
+
+    def samples_of_frames(self, frames: int) -> int:
+        """Samples of which `frames` frames are made."""
+        return samples_of_frames(self, frames)
+
+
 def halves(config: Any) -> bool:
     """Whether each convolution but the first has stride 2 and 2 or 3 taps, as in the published models."""
     return set(config.conv_stride[1:]) <= {2} and set(config.conv_kernel[1:]) <= {2, 3}

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from audiocls.errors import UserError
-from audiocls.hub import quiet_transformers
-from audiocls.lean_torch import complete_torch
+from audiocls.hub import import_transformers
 from audiocls.model.kernels import OneDNNMode
 from audiocls.model.settings import ARCHITECTURES
-from audiocls.torchaudio_guard import import_torchaudio
 
 # Fields of every config that are not taken from a file: they change what forward returns, or are ours to say.
 NOT_KEPT = set(
@@ -22,18 +20,6 @@ NOT_KEPT = set(
 )
 
 MOST_NEW_VALUES = 50_000_000  # that a model may have beside those in its files: a head of its own
-
-
-def import_transformers() -> Any:
-    """The transformers module, made quiet."""
-    complete_torch()
-    # It imports torchaudio for AST's filter banks: where that is broken, ours must be there first.
-    with contextlib.suppress(ModuleNotFoundError):
-        import_torchaudio()
-    import transformers
-
-    quiet_transformers()
-    return transformers
 
 
 def stock_config_class(name: str, model_type: Any) -> tuple[Any, set[str]]:
