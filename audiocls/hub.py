@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from audiocls.errors import InputOutputFailed, UserError, reason
+from audiocls.lean_torch import complete_torch
 from audiocls.storage import CHECKSUMS
 from audiocls.streams import say
+from audiocls.torchaudio_guard import import_torchaudio
 
 # Read when the libraries are imported, so set before.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -161,6 +163,18 @@ def import_datasets() -> Any:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return datasets
+
+
+def import_transformers() -> Any:
+    """The transformers module, made quiet."""
+    complete_torch()
+    # It imports torchaudio for AST's filter banks: where that is broken, ours must be there first.
+    with contextlib.suppress(ModuleNotFoundError):
+        import_torchaudio()
+    import transformers
+
+    quiet_transformers()
+    return transformers
 
 
 def quiet_transformers() -> None:

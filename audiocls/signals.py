@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from audiocls.errors import STOPPED, Stopped
@@ -85,9 +85,9 @@ def leave_now(number: int = 0, frame: FrameType | None = None) -> None:
 
 
 @contextlib.contextmanager
-def stop_signals_blocked() -> Iterator[None]:
-    """A process that is started within never sees the stop signals: its parent decides when it ends."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+def stop_signals_blocked(signals: Iterable[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    """Keep `signals` from what is started within: its parent decides when such a process or thread ends."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
     finally:

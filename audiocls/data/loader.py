@@ -1,38 +1,59 @@
-"""Decoded clips -> batches, through torch's DataLoader; a worker process that is lost is noticed."""
+"""Decoded clips -> batches, through torch's DataLoader."""
 
-import atexit
 import dataclasses
 import itertools
-import math
 import multiprocessing
-import signal
-import sys
-import threading
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from audiocls.data.audio import BadAudio
 from audiocls.data.augment import Augmentation
 from audiocls.data.batch_plan import Step
 from audiocls.data.clips import Clip
 from audiocls.data.collators import Batch, Collator, Example
+from audiocls.data.limits import BadAudio
+from audiocls.data.stores import Store
+from audiocls.data.workers import Task, WorkerLost, begin, unwrapped, watched
 from audiocls.devices import available_cores
 from audiocls.errors import InputOutputFailed, named
-from audiocls.signals import StopSignal, stop_signals_blocked
+from audiocls.signals import StopSignal
 
-LONGEST_WAIT_SECONDS = 120.0  # for one batch
-DEAD_WORKER = ("DataLoader worker", "Pin memory thread")  # how torch says that it found one dead
-GRACE_SECONDS = 1.0  # for workers to answer once a stop is requested, and to end by themselves
+
+class Request(NamedTuple):
+    """One clip of a batch to prepare."""
+
+    place: Any  # where the store has its values
+    label: int
+    draw: int
+    num_samples: int | None  # of the clip; None: as many as there are values, which are its waveform
 
 
 @dataclass(frozen=True)
-class ClipDataset(Dataset):
+class Prepare:
+    """Requests -> their batch. A worker process is given this once, and then a list of requests a batch."""
+
+    store: Store
+    augment: Augmentation | None
+    collate: Collator
+
+    def __call__(self, requests: list[Request]) -> Batch:
+        return self.collate([example_of(request, self.store, self.augment) for request in requests])
+
+
+def example_of(request: Request, store: Store, augment: Augmentation | None) -> Example:
+    values = store(request.place)
+    if augment is not None:
+        values = augment(values, request.draw)
+    num_samples = len(values) if request.num_samples is None else request.num_samples
+    return Example(values, request.label, request.draw, num_samples)
+
+
+@dataclass(frozen=True)
+class ClipDataset:
     """Some of the decoded clips, with the number of their label."""
 
     waveforms: Any  # Waveforms, or the Features that a frozen part of the model made of them
@@ -45,13 +66,13 @@ class ClipDataset(Dataset):
 
     def __getitem__(self, draw: int) -> Example:
         """The clip of a draw: epoch * len(self) + its index."""
+        return example_of(self.request(draw), self.waveforms.store, self.augment)
+
+    def request(self, draw: int) -> Request:
         index = draw % len(self)
         row, decoded = self.rows[index], self.decoded
-        values = self.waveforms[row]
-        if self.augment is not None:
-            values = self.augment(values, draw)
-        num_samples = len(values) if decoded is self.waveforms else int(decoded.num_samples[row])
-        return Example(values, int(self.labels[index]), draw, num_samples)
+        num_samples = None if decoded is self.waveforms else int(decoded.num_samples[row])
+        return Request(self.waveforms.place(row), int(self.labels[index]), draw, num_samples)
 
     def at_its_longest(self, index: int) -> Example:
         """A clip, repeated up to the length that augmentation may give it: it takes the most memory."""
@@ -119,15 +140,15 @@ def load_batches(
     LONGEST_WAIT_SECONDS.
     """
     asked, awaited = itertools.tee(draws)
-    on_gpu = device.type == "cuda"
     loader = DataLoader(
-        clips,
-        batch_sampler=asked,
-        collate_fn=collate,
+        Task(Prepare(clips.waveforms.store, clips.augment, collate)),
+        sampler=([clips.request(draw) for draw in batch_draws] for batch_draws in asked),
+        batch_size=None,  # what is asked for at a time makes a batch
         num_workers=usual_workers(device) if num_workers is None else num_workers,
-        pin_memory=on_gpu,
+        worker_init_fn=begin,
+        pin_memory=device.type == "cuda",
     )
-    batches = watched(loader, stop) if loader.num_workers else iter(loader)
+    batches = watched(loader, stop) if loader.num_workers else map(unwrapped, loader)
 
     def paths(draws: list[int]) -> str:
         rows = [clips.rows[draw % len(clips)] for draw in draws]
@@ -144,9 +165,10 @@ def load_batches(
             # It prepares two batches ahead, in turns with the others.
             turns = itertools.islice(awaited, loader.num_workers - 1, loader.num_workers)
             had = " and ".join(map(paths, (batch_draws, *turns)))
-            raise InputOutputFailed(f"A process that prepares batches {lost}. It had {had}.") from None
+            about = how_to_start() if lost.at_start else f"It had {had}."
+            raise InputOutputFailed(f"A process that prepares batches {lost}. {about}") from None
         except BadAudio as error:  # a file that was there when the run began
-            raise InputOutputFailed(f"One of {paths(batch_draws)} {str(error).splitlines()[-1]}.") from None
+            raise InputOutputFailed(f"One of {paths(batch_draws)} {error}.") from None
         yield batch
 
 
@@ -159,62 +181,9 @@ def usual_workers(device: torch.device) -> int:
     return 0 if device.type != "cuda" else 4 if available_cores() >= 8 else 2
 
 
-class WorkerLost(Exception):
-    """A worker has ended, or gives nothing any more."""
-
-
-def watched(loader: DataLoader, stop: StopSignal | None) -> Iterator[Any]:
-    """The batches of a loader with workers, which end with this generator. Raises WorkerLost.
-
-    Where a batch is waited for too long, a thread kills the workers, and the wait fails. torch's own
-    `timeout` does not reach where it may last longest: fetching a batch out of a stopped worker's shared
-    memory.
-    """
-    others = multiprocessing.active_children()
-    with stop_signals_blocked():
-        batches: Any = iter(loader)
-    # torch's own handler would raise the end of a worker in the middle of anything, a save for one.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    workers = [process for process in multiprocessing.active_children() if process not in others]
-    waiting_since, patience, has_ended = math.inf, LONGEST_WAIT_SECONDS, threading.Event()
-    why = "was killed"
-
-    def kill() -> None:
-        for worker in workers:
-            worker.kill()
-
-    def watch() -> None:
-        nonlocal why
-        while not has_ended.wait(0.25):
-            waited = time.monotonic() - waiting_since
-            if waited > (GRACE_SECONDS if stop is not None and stop.requested else patience):
-                why = f"gave nothing for {patience:g} s"
-                kill()
-
-    with stop_signals_blocked():  # they are for the main thread, whose wait they interrupt
-        threading.Thread(target=watch, daemon=True).start()
-    atexit.register(kill)  # after an error: multiprocessing would wait for a worker that is stopped
-    is_interpreter_exiting = sys.is_finalizing  # a local: by then modules are empty
-    try:
-        while True:
-            waiting_since = time.monotonic()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith(DEAD_WORKER):
-                    raise
-                raise WorkerLost(why) from None
-            except (ConnectionError, EOFError):  # it is just ending
-                raise WorkerLost(why) from None
-            finally:
-                waiting_since = math.inf
-            yield batch
-    finally:
-        # A traceback may hold on to this until the end: the workers are dead by then.
-        if not is_interpreter_exiting():
-            waiting_since, patience = time.monotonic(), GRACE_SECONDS
-            batches._shutdown_workers()  # one that ends by itself leaves nothing in shared memory
-            has_ended.set()
-            atexit.unregister(kill)
+def how_to_start() -> str:
+    """What to do about workers that end before they begin."""
+    says = "What is printed above says why; --num-workers 0 does without such processes."
+    if multiprocessing.get_start_method() != "fork":
+        says += ' A script of your own must do all below `if __name__ == "__main__":`: they import it.'
+    return says

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from audiocls.data.cache import CacheWriter, FlatFile, Waveforms, cache_key
+from audiocls.data.cache import CacheWriter, FlatFile, InMemory, Waveforms, cache_key
 from audiocls.data.collators import Example
 from audiocls.data.prepare import RunData
+from audiocls.data.stores import Store
 from audiocls.errors import InputOutputFailed
 from audiocls.model.backbone import LoadedModel
 from audiocls.streams import say
@@ -30,10 +31,17 @@ class Features:
     """What was made of clips: `features[i]` is float16 [frames, channels] or float32 [states, hidden]."""
 
     waveforms: Waveforms
-    cache: FlatFile | dict[int, np.ndarray]
+    cache: FlatFile | InMemory
 
     def __getitem__(self, index: int) -> np.ndarray:
         return self.cache[index]
+
+    def place(self, index: int) -> Any:
+        return self.cache.place(index)
+
+    @property
+    def store(self) -> Store:
+        return self.cache.store
 
 
 def cache_features(
@@ -55,7 +63,7 @@ def cache_features(
     )
 
     file = FlatFile(folder / CacheWriter.VALUES, lengths, dtype, width)
-    kept: FlatFile | dict[int, np.ndarray] = file
+    kept: FlatFile | InMemory = file
     if not file.is_whole():
         pooled: dict[int, np.ndarray] = {}  # some kB a clip: kept in memory where the folder holds nothing
         say(f"once, before training: {len(rows):,} clips go through what is frozen of the model")
@@ -75,7 +83,7 @@ def cache_features(
                     f"{folder} cannot hold {file.num_bytes / 1e9:.1f} GB of features: leave out "
                     "--cache-features, or name another --cache-dir."
                 )
-            kept = pooled
+            kept = InMemory(pooled)
     features = Features(waveforms, kept)
     parts: dict[str, Any] = {
         part: dataclasses.replace(clips, waveforms=features, augment=None)
@@ -109,7 +117,5 @@ def features_key(loaded: LoadedModel, waveforms: Waveforms, rows: np.ndarray, ta
     for tensor in [*model.parameters(), *model.buffers()]:
         if not tensor.requires_grad:
             made_from.update(tensor.detach().cpu().numpy().tobytes())
-    clips_key = cache_key(
-        waveforms.clips, waveforms.sampling_rate, waveforms.max_samples, waveforms.max_decode_seconds
-    )
+    clips_key = cache_key(waveforms.clips, waveforms.options)
     return f"{clips_key}-{made_from.hexdigest()[:16]}"

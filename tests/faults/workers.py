@@ -23,14 +23,15 @@ def lose(place: Workplace, run: str, draw: random.Random) -> tuple[str, float, l
     number = draw.randint(1, 12) if training else 1
 
     def arm(tell: Callable[[], None]) -> None:
-        from audiocls.data import loader
+        from audiocls.data import workers
 
-        loader.LONGEST_WAIT_SECONDS = 60.0 if then_stop else LONGEST_WAIT_SECONDS
+        workers.LONGEST_WAIT_SECONDS = 60.0 if then_stop else LONGEST_WAIT_SECONDS
         # Held until the worker is lost: it has work left then, but for what it did ahead.
         at_forward(lambda: (tell(), time.sleep(0.2)), number, training=training)
 
     path = place.folder / run
-    settings = {"num_workers": 2, "eval_batch_size": 1, "checkpoint_every": 3}
+    # The head first would be evaluation passes, too, before any worker is there.
+    settings = {"num_workers": 2, "eval_batch_size": 1, "checkpoint_every": 3, "no_head_first": True}
     child = Child(place.arguments(path, **settings), arm)
     child.wait_until_told()
     workers = sorted(set(group(child.pid)) - {child.pid})
@@ -63,7 +64,7 @@ def main() -> int:
     tally = Tally("workers")
     slowest = 0.0
     with workplace() as place:
-        place.run(place.folder / "whole", eval_batch_size=1)
+        place.run(place.folder / "whole", eval_batch_size=1, no_head_first=True)
         for number in range(options.count):
             case, seconds, found = lose(place, f"run-{number}", draw)
             slowest = max(slowest, seconds)
