@@ -39,15 +39,16 @@ def main() -> int:
 
     clips = None
     if config.dataset:
-        from audiocls.inference.scoring import ScoredClips, labelled_clips
+        from audiocls.inference.forms import by_recording
+        from audiocls.inference.scoring import ScoredClips, in_order_of, labelled_clips
 
         clips = labelled_clips(config)
-    inputs: Iterable = expand(config.inputs) if clips is None else clips
-    total = len(inputs) if isinstance(inputs, list) else None
+    inputs: Iterable = expand(config.inputs) if clips is None else by_recording(clips)
+    total = len(clips) if clips is not None else len(inputs) if isinstance(inputs, list) else None
     classifier = Classifier.from_pretrained(
         config.model, device=config.device, precision=config.precision, backbone=config.backbone
     )
-    if note := unlike_training(config):
+    for note in unlike_training(config):
         print(note, file=sys.stderr)
     scored = ScoredClips(classifier, clips) if clips is not None else None
     predictions = classifier.stream(
@@ -56,12 +57,14 @@ def main() -> int:
         batch_size=config.batch_size,
         max_seconds=config.max_seconds,
         max_decode_seconds=config.max_decode_seconds,
+        channel=config.channel,
+        trim_silence=config.trim_silence,
         window_seconds=config.window,
         hop_seconds=config.hop,
         aggregate=config.aggregate,
     )
-    if scored:
-        predictions = scored.watch(predictions, config.top_k)
+    if scored and clips is not None:
+        predictions = in_order_of(clips, scored.watch(predictions, config.top_k))
     predictions = with_notes(predictions)
     if sys.stderr.isatty() and (config.output or not sys.stdout.isatty()):
         predictions = with_progress(predictions, total)

@@ -97,15 +97,13 @@ def main() -> int:
 
 def audit_only(config: TrainConfig) -> None:
     """What --audit does: prepare the data, say everything about it, and write that as a page."""
-    from audiocls.data.audit import audit
-    from audiocls.data.prepare import prepare_data
+    from audiocls.data.audit import audit, prepare_for_audit
     from audiocls.model.loading import open_backbone_or_tiny
     from audiocls.reporting.pages import say_audit
     from audiocls.training.run_folder import short_name
 
-    config = dataclasses.replace(config, max_bad_clips=1.0)
     backbone = open_backbone_or_tiny(config.model, config.model_revision)
-    data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
+    data = prepare_for_audit(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     folder = Path(os.path.expanduser(config.output_dir or "runs"))
     say_audit(audit(config.dataset, data), folder, short_name(config.dataset))
 

@@ -103,8 +103,21 @@ class TrainConfig:
     audio_folder: str | None = option(
         None, "folder of the audio that a table names (default: the table's own folder)"
     )
+    segments: str = option(
+        "auto",
+        "whether a table's columns start and end, in seconds, cut clips out of longer recordings",
+        choices=("auto", "no"),
+    )
     max_seconds: float | None = option(
         1.0, "use only the first seconds of each clip; 'none' for all of it", above=0, most=86_400
+    )
+    channel: str = option(
+        "mean",
+        "which channel of several is used: their mean, left, right, or one by its number, from 1 on",
+        metavar="{mean,left,right,N}",
+    )
+    trim_silence: bool = option(
+        False, "drop the silence at both ends of each clip, what is 40 dB weaker than its loudest part"
     )
     augment: str | None = option(
         None, f"vary training clips, by names and commas: {', '.join(AUGMENTATIONS)}", metavar="NAMES"
@@ -331,6 +344,7 @@ class TrainConfig:
             if name and is_missing_path(name):
                 yield f"There is no file or folder {name}."
         yield from device_problems(self.device)
+        yield from channel_problems(self.channel)
 
 
 def as_in_training(name: str, default: Any = None, **differences: Any) -> Any:
@@ -357,6 +371,8 @@ class InferConfig:
         "max_seconds", help="use only the first seconds of each file, as training does (default: all of it)"
     )
     max_decode_seconds: float = as_in_training("max_decode_seconds", TrainConfig.max_decode_seconds)
+    channel: str = as_in_training("channel", TrainConfig.channel)
+    trim_silence: bool = as_in_training("trim_silence", TrainConfig.trim_silence)
     backbone: str = as_in_training(
         "backbone",
         TrainConfig.backbone,
@@ -400,6 +416,7 @@ class InferConfig:
     label_column: str | None = as_in_training("label_column")
     split_column: str | None = as_in_training("split_column")
     audio_folder: str | None = as_in_training("audio_folder")
+    segments: str = as_in_training("segments", TrainConfig.segments)
 
     export: str | None = option(
         None,
@@ -424,7 +441,10 @@ class InferConfig:
             yield "--hop says how far apart windows are: add --window SECONDS."
         if self.aggregate != InferConfig.aggregate and self.window is None:
             yield "--aggregate says how windows are combined: add --window SECONDS."
+        if self.trim_silence and self.window is not None:
+            yield "--trim-silence needs to hear a recording whole: leave out --window."
         yield from device_problems(self.device)
+        yield from channel_problems(self.channel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -501,6 +521,12 @@ def fold_meant(split_by: str) -> tuple[int, int] | None:
     match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", split_by)
     fold = (int(match[1]), int(match[2])) if match else (0, 0)
     return fold if 1 <= fold[0] <= fold[1] and fold[1] > 1 else None
+
+
+def channel_problems(channel: str) -> list[str]:
+    if re.fullmatch("mean|left|right|[1-9][0-9]?", channel):
+        return []
+    return [f"--channel is {channel!r}: give mean, left, right, or a number from 1 on."]
 
 
 def device_problems(device: str) -> list[str]:

@@ -35,6 +35,9 @@ class Finding(NamedTuple):
 
 FINDINGS = {
     "left_out": Finding("left out", "did not decode, or too short for the model"),
+    "damaged": Finding(
+        "not whole or plain", "damaged, cut off, joined or of several tracks: used as far as they can be read"
+    ),
     "silent": Finding(
         "silent in what is used",
         f"nothing of it is above {SILENCE_DBFS:g} dBFS",
@@ -45,7 +48,8 @@ FINDINGS = {
     "clipped": Finding("clipped", f"{CLIPPED_SAMPLES} samples in a row at full scale"),
     "cancelled": Finding(
         "of channels that cancel",
-        f"their average, which is used, is quieter than they are by {CANCELLED_DB:g} dB or more: keep one",
+        f"their average, which is used, is quieter than they are by {CANCELLED_DB:g} dB or more: see "
+        "--channel",
     ),
     "integer_scale": Finding(
         "at integer scale",

@@ -18,7 +18,7 @@ import numpy as np
 
 from audiocls.config import FoldsConfig, TrainConfig
 from audiocls.data.audit import audit
-from audiocls.data.division import by_length, divide, groups_of
+from audiocls.data.division import TOGETHER, by_length, divide, groups_of
 from audiocls.data.prepare import RunData, prepare_data
 from audiocls.errors import OK, UserError, exit_code_of, named
 from audiocls.flags import as_typed, parse_folds, parse_train
@@ -114,14 +114,16 @@ def divide_in_folds(own: FoldsConfig, config: TrainConfig, data: RunData, folder
     clips, waveforms = data.train.clips, data.train.decoded
     num_folds = own.count or len(set(groups_of(config, clips)))
     folds = []
+    notes: list[str] = []
     for number in range(1, num_folds + 1):
         of_run = replace(config, split_by=f"{number}/{num_folds}")
         rows = by_length(
-            divide(of_run, clips, data.train.rows, waveforms.sound_of, [])[1], waveforms.num_samples
+            divide(of_run, clips, data.train.rows, waveforms.sound_of, notes)[1], waveforms.num_samples
         )
         groups = sorted({waveforms.clips[row].group or "" for row in rows}) if config.group_column else []
         name = f"fold {number} of {num_folds}{f' ({named(groups, 3)})' if groups else ''}"
         folds.append(Fold(number, rows, groups, Trial(name, folder / f"fold-{number}", of_run)))
+    data.notes += [TOGETHER] if TOGETHER in notes else []
     return folds
 
 

@@ -19,6 +19,9 @@ def say(text: str, file: TextIO | None = None) -> None:
     file.flush()
 
 
+LONGEST_WAIT_SECONDS = 5.0  # for a few system calls of another thread
+
+
 class QuietStderr:
     """Silences what C libraries write to file descriptor 2 while any thread is inside `with quiet_stderr():`.
 
@@ -41,8 +44,20 @@ class QuietStderr:
         finally:  # also where a signal raises Stopped on the way in or out: its line must be seen
             self.leave(this)
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Alone, unless nobody gives the lock back: one that was interrupted while it took it never does."""
+        lock = self.lock
+        if not lock.acquire(timeout=LONGEST_WAIT_SECONDS):
+            self.lock = lock = threading.RLock()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
     def enter(self, block: object) -> None:
-        with self.lock:
+        with self.locked():
             self.inside.add(block)
             if self.real is None:
                 with contextlib.suppress(OSError):  # closed already: nothing to keep quiet
@@ -53,7 +68,7 @@ class QuietStderr:
 
     def leave(self, block: object) -> None:
         """Let go of descriptor 2, if nobody else is inside; doing so again changes nothing."""
-        with self.lock:
+        with self.locked():
             if self.real is not None and self.inside <= {block}:
                 os.dup2(self.real, 2)
                 real, self.real = self.real, None

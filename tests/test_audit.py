@@ -11,8 +11,9 @@ from data_helpers import config_for, noise, run_script, write_table
 
 from audiocls.data.audio import Decoded, Levels
 from audiocls.data.audit import audit
-from audiocls.data.measures import Measured, SilenceWatch, measure
+from audiocls.data.measures import Measured, measure
 from audiocls.data.prepare import RunData, prepare_data
+from audiocls.data.silence import SilenceWatch
 from audiocls.reporting.audit import classes_text, full_lines, summary_lines
 from audiocls.reporting.pages import audit_page
 

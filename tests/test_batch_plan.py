@@ -2,13 +2,13 @@
 
 import itertools
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from audiocls.data.batch_plan import BatchPlan, in_batches
+from audiocls.data.cache import InMemory
 from audiocls.data.collators import Example, WaveformCollator, length_grid, length_quantiles
 from audiocls.data.loader import ClipDataset, step_batches
 
@@ -106,7 +106,7 @@ def test_from_a_place_in_the_run_comes_the_rest_of_it(max_steps: int | None) -> 
 @pytest.mark.parametrize("leave_early", [False, True])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_step_comes_with_the_batches_of_its_own_clips(num_workers: int, leave_early: bool) -> None:
-    waveforms: Any = [np.zeros(4, np.float32)] * 30
+    waveforms = InMemory([np.zeros(4, np.float32)] * 30)
     clips = ClipDataset(waveforms, np.arange(30), np.arange(30))
     collate = WaveformCollator(SimpleNamespace(padding_value=0.0, do_normalize=False))
     plan = BatchPlan(30, 4, 8, seed=0, epochs=2)

@@ -71,8 +71,8 @@ def test_a_named_column_is_found_whatever_its_case_and_spaces(tmp_path: Path) ->
 
 
 def test_columns_that_are_not_used_are_a_line(tmp_path: Path) -> None:
-    source = load(table(tmp_path, ("path", "label", "start", "end"), [("a.wav", "x", 0, 1)]))
-    assert said(source, "not used").endswith("columns not used: start, end")
+    source = load(table(tmp_path, ("path", "label", "duration", "take"), [("a.wav", "x", 0, 1)]))
+    assert said(source, "not used").endswith("columns not used: duration, take")
 
 
 def test_what_is_named_and_cannot_be_used_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from architectures import fine_tuned
-from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_wav
+from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_table, write_wav
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 from test_architectures import spread_logits
 
@@ -94,3 +94,39 @@ def test_flags_may_stand_between_inputs_and_what_does_not_fit_is_said(model: Pat
         ([name, "--hop", "1"], "--window"),
     ):
         assert_one_line_error(run_script("infer.py", str(model), *arguments), 2, words)
+
+
+@pytest.mark.parametrize(
+    "options", [[], ["--window", "0.2", "--hop", "0.1"], ["--max-seconds", "0.3"]], ids=str
+)
+def test_segments_of_recordings_are_scored_as_files_of_their_own_in_the_rows_order(
+    options: list[str], model: Path, tmp_path: Path
+) -> None:
+    generator = np.random.default_rng(0)
+    segments, files = [], []
+    for name, rate in (("one.wav", 16_000), ("two.flac", 44_100)):
+        write_wav(tmp_path / name, seconds=4, rate=rate)
+        samples, _ = soundfile.read(tmp_path / name, dtype="float32")
+        for number in range(6):
+            start = round(float(generator.uniform(0, 3)), 3)
+            end = round(start + float(generator.uniform(0.3, 0.9)), 3)
+            own = f"{name}{number}.wav"
+            part = samples[round(start * rate) : round(end * rate)]
+            soundfile.write(tmp_path / own, part, rate, subtype="FLOAT")
+            segments.append((name, "abc"[number % 3], start, end))
+            files.append((own, "abc"[number % 3]))
+    order = generator.permutation(len(files)).tolist()
+    write_table(tmp_path / "segments.csv", ("path", "label", "start", "end"), [segments[n] for n in order])
+    write_table(tmp_path / "files.csv", ("path", "label"), [files[n] for n in order])
+    answers = []
+    for table in ("segments", "files"):
+        flags = ["--dataset", f"{table}.csv", "--format", "jsonl", "--device", "cpu", *options]
+        done = run_script("infer.py", str(model), *flags, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        answers.append([json.loads(line) for line in done.stdout.splitlines()])
+    assert len(answers[0]) >= len(files)
+    for ours, expected in zip(*answers, strict=True):
+        path, own = ours.pop("path"), expected.pop("path")
+        start, end = map(float, path.partition("#t=")[2].split(","))
+        assert segments[files.index((Path(own).name, ours["true_label"]))][2:] == (start, end)
+        assert ours == expected  # scores too: the waveforms are equal, and each is classified alone

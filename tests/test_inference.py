@@ -8,6 +8,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,15 @@ from architectures import fine_tuned
 from test_architectures import LABELS, spread_logits, waveforms
 from transformers import pipeline
 
-from audiocls import Classifier
-from audiocls.data.clips import Clip, FileAudio
+from audiocls import Classifier, streams
+from audiocls.data.clips import Clip, FileAudio, Segment
 from audiocls.data.collators import Example
 from audiocls.errors import UserError
 from audiocls.inference.classifier import POOL_BATCHES, Prediction, batch_limits
-from audiocls.inference.forms import as_float
+from audiocls.inference.forms import as_float, by_recording
 from audiocls.inference.reading import RECORDINGS_AHEAD
 from audiocls.inference.recordings import pieces_of
+from audiocls.inference.scoring import in_order_of
 from audiocls.model.files import save_model
 from audiocls.streams import quiet_stderr
 
@@ -82,7 +84,7 @@ def test_refused_inputs_are_rows_with_a_reason_and_the_rest_goes_on(
     paths = [tmp_path / "text.wav", files[0], tmp_path / "short.wav", tmp_path / "none.wav", files[1]]
     predictions = Classifier.from_pretrained(model)(paths)
     assert [prediction.error is None for prediction in predictions] == [False, True, False, False, True]
-    assert "does not decode" in str(predictions[0].error)
+    assert "is text" in str(predictions[0].error)
     assert "shorter" in str(predictions[2].error)
 
 
@@ -292,7 +294,7 @@ def test_a_dict_or_decoder_that_cannot_be_used_is_a_row_with_a_reason(classifier
         turned, no_rate, no_sound, none, broken = classifier(given, **options)
         assert turned.path == "turned.wav" and "waveform.T" in str(turned.error)
         assert "0 Hz" in str(no_rate.error)
-        assert no_sound.path == "a.wav" and "does not decode" in str(no_sound.error)
+        assert no_sound.path == "a.wav" and "is text" in str(no_sound.error)
         assert none.path == "none.wav" and none.error == "is not there"
         assert broken.error == "does not decode: RuntimeError: Could not push packet to decoder"
 
@@ -310,7 +312,7 @@ def test_odd_waveforms_and_names_are_refused_with_a_reason(model: Path) -> None:
     assert "0 Hz" in refusal(clip, sampling_rate=0)
     assert "NUL" in refusal("a\0b.wav")
     assert "no file can have" in refusal("\ud800.wav")
-    assert "does not decode" in refusal(b"no sound")
+    assert "is text, not audio" in refusal(b"no sound")
     assert "not finite" in refusal(np.append(clip, np.nan))
     assert "no audio" in refusal(clip[:0])
     assert "shorter" in refusal(clip[:10])
@@ -417,6 +419,21 @@ def test_a_gpu_gives_the_predictions_of_a_cpu(
     monkeypatch.setattr("audiocls.inference.classifier.POOL_SAMPLES", 100_000)
     monkeypatch.setattr("audiocls.inference.classifier.GPU_SECONDS", 2)
     assert_alike(fake_gpu(recordings, batch_size=batch_size, **options), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"window_seconds": 0.3, "hop_seconds": 0.1}], ids=str)
+def test_a_gpu_gives_segments_the_predictions_of_a_cpu_that_reads_each_alone(
+    options: dict, files: list[Path], tmp_path: Path, classifier: Classifier, fake_gpu: Classifier
+) -> None:
+    soundfile.write(tmp_path / "long.wav", 0.1 * np.concatenate(waveforms(*[30_000] * 4)), 16_000)
+    long, generator = FileAudio(str(tmp_path / "long.wav")), np.random.default_rng(0)
+    starts = [*generator.uniform(0, 7, 40).round(3).tolist(), 3.0, 3.0, 9.0]  # one twice, one beyond the end
+    clips = [Clip(f"long#{start}", Segment(long, start, start + 0.5), "up") for start in starts]
+    clips[5:5] = [Clip(str(path), FileAudio(str(path)), "up") for path in files]
+    expected = classifier(clips, batch_size=1, **options)
+    assert sum(prediction.error is not None for prediction in expected) == 1
+    ours = fake_gpu.stream(by_recording(clips), **options)
+    assert_alike(list(in_order_of(clips, ours)), expected)
 
 
 def test_by_default_a_gpu_is_given_batches_of_so_much_audio(
@@ -543,3 +560,17 @@ def test_on_a_gpu_other_architectures_are_batched_as_they_can_be(name: str) -> N
     clips = waveforms(*[8_000, 9_000, 8_000, 30_000, 9_000, 12_345] * 5)
     on_cpu, on_gpu = (kind(loaded, torch.device("cpu")) for kind in (Classifier, FakeGPU))
     assert_alike(on_gpu(clips, sampling_rate=16_000), on_cpu(clips, sampling_rate=16_000))
+
+
+def test_a_lock_that_nobody_gives_back_stops_no_other_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal's exception may come between a lock's taking and the block that gives it back."""
+    monkeypatch.setattr(streams, "LONGEST_WAIT_SECONDS", 0.1)
+    quiet = streams.QuietStderr()
+    quiet.lock.acquire()
+
+    def work() -> bool:
+        with quiet():
+            return True
+
+    with ThreadPoolExecutor(2) as threads:
+        assert all(threads.map(lambda _: work(), range(4)))

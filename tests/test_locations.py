@@ -9,7 +9,7 @@ import pytest
 from data_helpers import config_for, write_table
 from source_helpers import load, refusal, said, write_clips_of
 
-from audiocls.data.audio import BadAudio
+from audiocls.data.limits import BadAudio
 from audiocls.data.locations import Locations
 from audiocls.data.prepare import prepare_data
 from audiocls.data.trees import walk

@@ -179,14 +179,14 @@ def test_a_list_of_paths_is_split_at_newlines_or_nuls(listed: bytes, expected: l
 def test_more_than_was_trained_on_is_noted(tmp_path: Path) -> None:
     def note(run: object, **options: float) -> str | None:
         (tmp_path / "run.json").write_text(json.dumps(run))
-        return unlike_training(InferConfig(model=str(tmp_path), **options))
+        return next(unlike_training(InferConfig(model=str(tmp_path), **options)), None)
 
     run = {"config": {"max_seconds": 1.0}}
     assert "whole files: see --max-seconds 1" in (note(run) or "")
     assert note(run, max_seconds=1.0) is note(run, window=1.0) is note(run, window=0.5) is None
     assert "windows of 5 s" in (note(run, window=5.0) or "")
     assert "5 s of files" in (note(run, max_seconds=5.0) or "")
-    assert "--max-seconds 1" in (unlike_training(InferConfig(model=str(tmp_path / "best"))) or "")
+    assert "--max-seconds 1" in next(unlike_training(InferConfig(model=str(tmp_path / "best"))))
     for other in ({"config": {"max_seconds": None}}, {"config": {"max_seconds": "1"}}, {}, []):
         assert note(other) is None
-    assert unlike_training(InferConfig(model=str(tmp_path / "nothing"))) is None
+    assert list(unlike_training(InferConfig(model=str(tmp_path / "nothing")))) == []

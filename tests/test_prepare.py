@@ -217,7 +217,7 @@ def test_clips_that_do_not_decode_are_left_out_with_a_line_each_and_a_count(tmp_
     assert not used & {str(folder / "cat" / "03.wav"), str(folder / "dog" / "07.wav")}
     lines = [note for note in data.notes if note.startswith("left out: ")]
     assert len(lines) == 2
-    assert lines[0].startswith(f"left out: {folder / 'cat' / '03.wav'} does not decode: ")
+    assert lines[0].startswith(f"left out: {folder / 'cat' / '03.wav'} is text, not audio")
     assert "07.wav" in lines[1]
     assert "left out in all: 2 of 60 clips" in data.notes
 
@@ -242,10 +242,46 @@ def test_more_than_a_twentieth_of_bad_clips_ends_the_run_with_3(tmp_path: Path) 
 def test_no_more_than_twenty_bad_clips_get_a_line_each(tmp_path: Path) -> None:
     folder = write_class_folders(tmp_path / "sounds", {"cat": 30, "dog": 10})
     for index in range(25):
-        (folder / "cat" / f"{index:02d}.wav").write_text("no audio")
+        soundfile.write(folder / "cat" / f"{index:02d}.wav", noise(900), 1_000 + index)
     notes = prepare(config_for(folder, max_bad_clips=1.0)).notes
     assert sum(note.startswith("left out: ") for note in notes) == 20
     assert "left out in all: 25 of 40 clips" in notes
+
+
+def test_clips_that_cannot_be_used_for_one_reason_are_one_line(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 30, "dog": 10})
+    for index in range(5):
+        (folder / "cat" / f"{index:02d}.wav").write_text("no audio")
+    notes = prepare(config_for(folder, max_bad_clips=1.0)).notes
+    first = folder / "cat" / "00.wav"
+    assert [note for note in notes if note.startswith("left out: ")] == [
+        f"left out: {first} is text, not audio (4 more likewise)"
+    ]
+
+
+def test_one_clip_that_is_damaged_or_whose_channels_cancel_is_named(tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 10, "dog": 10})
+    soundfile.write(folder / "cat" / "00.wav", noise(8_000) * [[1, -1]], 16_000)
+    soundfile.write(folder / "dog" / "00.wav", noise(8_000), 16_000)
+    content = (folder / "dog" / "00.wav").read_bytes()
+    (folder / "dog" / "00.wav").write_bytes(content[: len(content) // 2])
+    notes = prepare(config_for(folder)).notes
+    cat, dog = folder / "cat" / "00.wav", folder / "dog" / "00.wav"
+    assert f"1 clip of channels that cancel, such as {cat}: see --channel" in notes
+    assert f"1 clip not whole or plain, such as {dog}: cut off: 0.2 s of its 0.5 s are there" in notes
+
+
+@pytest.mark.parametrize("channel", ["left", "right", "2"])
+def test_one_channel_is_trained_on(channel: str, tmp_path: Path) -> None:
+    folder = write_class_folders(tmp_path / "sounds", {"cat": 5, "dog": 5})
+    stereo = noise(8_000, 2)
+    soundfile.write(folder / "cat" / "00.wav", stereo, 16_000, subtype="FLOAT")
+    data = prepare(config_for(folder, channel=channel))
+    for part, clips in data.parts.items():
+        for index, path in enumerate(clips.paths):
+            if path == str(folder / "cat" / "00.wav"):
+                waveform, _ = data.sound(part, index)
+                np.testing.assert_array_equal(waveform, stereo[:, 0 if channel == "left" else 1])
 
 
 def test_a_clip_shorter_than_the_receptive_field_is_left_out_and_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from data_helpers import write_wav
 
 from audiocls import signals, storage, streams
 from audiocls.data import audio, cache
+from audiocls.data.audio import DecodeOptions
 from audiocls.data.clips import Clip, FileAudio
 from audiocls.errors import Stopped
 from audiocls.signals import StopSignal
@@ -167,7 +168,7 @@ def test_wherever_decoding_is_stopped_nothing_is_left_and_what_is_said_is_seen(t
     led_to = os.fstat(2)
     for number in itertools.count(1):
         folder = tmp_path / str(number)
-        was_stopped = stopped_at(number, lambda to=folder: cache.decode_all(clips, 16_000, None, to))
+        was_stopped = stopped_at(number, lambda to=folder: cache.decode_all(clips, DecodeOptions(16_000), to))
         assert not list(folder.glob("**/unfinished-*"))
         assert os.path.samestat(os.fstat(2), led_to)
         if not was_stopped:

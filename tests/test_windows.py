@@ -10,7 +10,8 @@ import soundfile
 from data_helpers import noise
 from test_architectures import LABELS, classifier_of, waveforms
 
-from audiocls.data.audio import BadAudio, Levels, decode
+from audiocls.data.audio import Levels, decode
+from audiocls.data.limits import BadAudio
 from audiocls.data.resampling import resample, resample_blocks
 from audiocls.errors import UserError
 from audiocls.inference.classifier import Classifier, Prediction
@@ -51,7 +52,7 @@ def test_resampling_in_blocks_gives_what_resampling_at_once_gives(
 def test_a_file_in_blocks_is_the_decoded_file(rate: int, channels: int, format: str, tmp_path: Path) -> None:
     path = tmp_path / "long"
     soundfile.write(path, noise(600_001, channels), rate, format=format)
-    blocks = list(in_blocks(path, ReadOptions(RATE, 400, None), Levels()))
+    blocks = list(in_blocks(path, ReadOptions(RATE, 400, None), Levels(), []))
     assert len(blocks) > 1
     np.testing.assert_allclose(np.concatenate(blocks), decode(path, RATE).waveform, rtol=0, atol=1e-6)
 
@@ -106,7 +107,7 @@ def test_memory_does_not_grow_with_the_recording(tmp_path: Path) -> None:
         for _ in range(10):
             file.write(np.zeros(30 * 44_100, np.float32))
     tracemalloc.start()
-    piece = in_blocks(tmp_path / "long.flac", ReadOptions(RATE, 400, None), Levels())
+    piece = in_blocks(tmp_path / "long.flac", ReadOptions(RATE, 400, None), Levels(), [])
     count = sum(1 for _ in windows(piece, RATE, 5, 1))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -182,21 +183,31 @@ def test_max_seconds_ends_the_windows(classifier: Classifier, tmp_path: Path) ->
 def test_a_file_that_breaks_off_gives_its_windows_and_then_a_refusal(
     classifier: Classifier, tmp_path: Path
 ) -> None:
-    soundfile.write(tmp_path / "long.flac", noise(2_000_000), RATE)
-    content = (tmp_path / "long.flac").read_bytes()
-    half = len(content) // 2
-    (tmp_path / "broken.flac").write_bytes(content[:half] + bytes(half))
+    samples = noise(2_000_000)
+    samples[1_500_000] = np.nan
+    soundfile.write(tmp_path / "broken.wav", samples, RATE, subtype="FLOAT")
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "good.wav", noise(8_000), RATE)
-    found = classifier(
-        [tmp_path / name for name in ("broken.flac", "text.wav", "good.wav")], window_seconds=5
-    )
+    found = classifier([tmp_path / name for name in ("broken.wav", "text.wav", "good.wav")], window_seconds=5)
     *windows, broken, text, _, good = found
     assert len(windows) > 3
     assert all(one.error is None for one in windows)
     assert broken.error is not None and broken.start is None and broken.scores == []
-    assert text.error is not None and "does not decode" in text.error
+    assert text.error is not None and "is text" in text.error
     assert good.num_windows == 1 and good.scores
+
+
+def test_a_damaged_file_is_classified_by_what_decodes_and_a_note_says_how_much(
+    classifier: Classifier, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "long.flac", noise(2_000_000), RATE)
+    content = (tmp_path / "long.flac").read_bytes()
+    half = len(content) // 2
+    (tmp_path / "broken.flac").write_bytes(content[:half] + bytes(half))
+    for options in ({"window_seconds": 5.0}, {}):
+        *_, whole = classifier(tmp_path / "broken.flac", **options)
+        assert whole.error is None and whole.scores
+        assert any(note.startswith("damaged: 62.5 s of its 125.0 s are read") for note in whole.notes)
 
 
 @pytest.mark.parametrize(

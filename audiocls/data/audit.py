@@ -2,14 +2,17 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from audiocls.config import TrainConfig
 from audiocls.data.cache import Waveforms
+from audiocls.data.division import OneRecording
 from audiocls.data.loader import ClipDataset
 from audiocls.data.measures import Measured
-from audiocls.data.prepare import RunData
+from audiocls.data.prepare import RunData, prepare_data
 from audiocls.findings import MOST_NAMED
 
 Audit = dict[str, Any]  # plain JSON: kept in the run folder as audit.json, which reporting/ reads
@@ -51,12 +54,21 @@ def audit(name: str, data: RunData, max_samples: int | None = None) -> Audit:
         "seconds": {
             "total": float(seconds.sum()),
             "used": float(used_seconds.sum()),
+            "silent_ends": sum(one.silent_ends_seconds for one in measured.values()),
+            "trimmed": waveforms.options.trim_silence,
             **{name: float(np.quantile(seconds, q)) for name, q in QUANTILES.items()},
             "histogram": {"counts": counts.tolist(), "edges": edges.tolist()},
         },
         "sampling_rate": waveforms.sampling_rate,
         "rates": dict(Counter(str(one.rate) for one in measured.values()).most_common()),
         "channels": dict(Counter(str(one.channels) for one in measured.values()).most_common()),
+        "damaged": first_of(
+            [
+                f"{waveforms.clips[row].path}: {'; '.join(one.notes)}"
+                for row, one in measured.items()
+                if one.notes
+            ]
+        ),
         "silent": found(lambda one: one.silent_share == 1),
         "mostly_silent": found(lambda one: MOSTLY_SILENT < one.silent_share < 1),
         "clipped": found(lambda one: one.is_clipped),
@@ -68,6 +80,25 @@ def audit(name: str, data: RunData, max_samples: int | None = None) -> Audit:
         # What a model scores that always answers with the commonest class.
         "largest_class_share": max(classes["train"].values()) / len(data.train),
     }
+
+
+def prepare_for_audit(
+    config: TrainConfig, sampling_rate: int, min_samples: int, model_max_samples: int | None
+) -> RunData:
+    """The clips of a run, however many cannot be used, and also where nothing can be held out of them."""
+    allowed, config = config.max_bad_clips, replace(config, max_bad_clips=1.0)
+    try:
+        data = prepare_data(config, sampling_rate, min_samples, model_max_samples)
+    except OneRecording as why:
+        config = replace(config, split_by="nothing", eval_fraction=TrainConfig.eval_fraction)
+        data = prepare_data(config, sampling_rate, min_samples, model_max_samples)
+        data.notes.append(f"training would stop here: {why}")
+    num_clips = len(data.train.decoded.clips)
+    used = {row for clips in data.parts.values() for row in clips.rows.tolist()}
+    if (num_bad := num_clips - len(used)) > allowed * num_clips:
+        of_all = f"{num_bad} of {num_clips} clips cannot be used"
+        data.notes.append(f"training would stop here: {of_all}, more than --max-bad-clips {allowed:g} allows")
+    return data
 
 
 def part_summary(clips: ClipDataset, waveforms: Waveforms) -> dict[str, Any]:

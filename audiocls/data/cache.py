@@ -1,4 +1,4 @@
-"""Every clip decoded and resampled once, into one flat memory-mapped file of float32 samples.
+"""Every recording decoded and resampled once, into one flat memory-mapped file of float32 samples a clip.
 
 A cache folder is named by what it was made from (each clip's identity: path, size, mtime and inode of a
 file, or the Hub data set's fingerprint and row) and by the parameters. A changed file gives another name, so
@@ -13,29 +13,27 @@ import math
 import os
 import shutil
 import sys
-import time
-from collections.abc import Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from audiocls.data.audio import MAX_DECODE_SECONDS, BadAudio, Decoded, UnreadableAudio, decode
-from audiocls.data.clips import Clip
-from audiocls.data.measures import Measured, measure
+from audiocls.data import ffmpeg
+from audiocls.data.audio import Decoded, DecodeOptions
+from audiocls.data.clips import Clip, each_asked, part_of, recording_of
+from audiocls.data.decoding import decode_clip, decoded
+from audiocls.data.limits import BadAudio, UnreadableAudio
+from audiocls.data.measures import Measured
 from audiocls.data.resampling import Waveform
-from audiocls.devices import available_cores
+from audiocls.data.stores import MappedFile, Store, decode_place, take_place
 from audiocls.storage import READ_ERRORS, unfinished_folder
 
-FORMAT = 5  # raised when what is stored changes its meaning
-CHUNK = 16  # clips decoded before the next write, and threads at most: bounds the memory
-THREAD_SECONDS = 0.004  # a clip that takes less: threads would wait for Python's lock more than they gain
+FORMAT = 6  # raised when what is stored changes its meaning
 
 
 def cache_folder(cache_dir: str | None) -> Path:
@@ -48,18 +46,21 @@ def cache_folder(cache_dir: str | None) -> Path:
 class FlatFile:
     """Arrays of different lengths, end to end in a memory-mapped file: `flat[i]` is a read-only view.
 
-    Each is [length], or [length, *others] where the sizes of the other axes are given.
+    Each is [length], or [length, *others] where the sizes of the other axes are given. Where they lie in
+    another order than theirs, `offsets` says where each begins.
     """
 
-    def __init__(self, path: Path, lengths: np.ndarray, dtype: type, *others: int) -> None:
+    def __init__(
+        self, path: Path, lengths: np.ndarray, dtype: type, *others: int, offsets: np.ndarray | None = None
+    ) -> None:
         self.path = path
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])  # where each begins, and the last one's end
-        self.dtype = dtype
-        self.shape = (int(self.offsets[-1]), *others)
+        self.lengths = lengths
+        self.offsets = np.cumsum(lengths) - lengths if offsets is None else offsets
+        self.store = MappedFile(path, dtype, (int(lengths.sum()), *others))
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.store.shape) * np.dtype(self.store.dtype).itemsize
 
     def is_whole(self) -> bool:
         """Whether the file is there, and as long as all the arrays."""
@@ -68,17 +69,25 @@ class FlatFile:
         return False
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.values[self.offsets[index] : self.offsets[index + 1]]
+        return self.store(self.place(index))
 
-    @cached_property
-    def values(self) -> np.ndarray:
-        if self.num_bytes == 0:  # which cannot be mapped
-            return np.zeros(self.shape, self.dtype)
-        return np.memmap(self.path, self.dtype, "r", shape=self.shape).view(np.ndarray)
+    def place(self, index: int) -> tuple[int, int]:
+        start = int(self.offsets[index])
+        return start, start + int(self.lengths[index])
 
-    def __getstate__(self) -> dict:
-        """Workers map the file themselves; a pickled map would carry its content."""
-        return {key: value for key, value in self.__dict__.items() if key != "values"}
+
+@dataclass(frozen=True)
+class InMemory:
+    """Arrays in memory, by number."""
+
+    arrays: Mapping[int, np.ndarray] | Sequence[np.ndarray]
+    store = staticmethod(take_place)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.arrays[index]
+
+    def place(self, index: int) -> np.ndarray:
+        return self.arrays[index]
 
 
 @dataclass
@@ -86,9 +95,7 @@ class Waveforms:
     """The decoded clips: `waveforms[i]` is float32 [samples], a view into the cache."""
 
     clips: list[Clip]
-    sampling_rate: int
-    max_samples: int | None
-    max_decode_seconds: float
+    options: DecodeOptions
     num_samples: np.ndarray  # int64 [clips], samples kept of each; 0 for one that cannot be used
     seconds: np.ndarray  # float64 [clips], length of each whole recording, used or not
     errors: dict[int, str]  # clip -> why it cannot be used
@@ -98,6 +105,22 @@ class Waveforms:
     def __getitem__(self, index: int) -> Waveform:
         return self.decode(index).waveform if self.cache is None else self.cache[index]
 
+    @property
+    def store(self) -> Store:
+        """`waveforms.store(waveforms.place(index))` is `waveforms[index]`."""
+        if self.cache is not None:
+            return self.cache.store
+        return partial(decode_place, options=self.options)
+
+    def place(self, index: int) -> Any:
+        """Where the store has the waveform."""
+        if self.cache is not None:
+            return self.cache.place(index)
+        try:
+            return recording_of(self.clips[index]).read(), part_of(self.clips[index])
+        except BadAudio as error:  # the store raises it, with the batch that it belongs to
+            return error
+
     def sound_of(self, index: int) -> Hashable:
         """Equal for clips of the same sound and whole length. One that is silent, or unusable, is its own."""
         measured = self.measured[index]
@@ -105,60 +128,56 @@ class Waveforms:
             return index
         return measured.digest, round(float(self.seconds[index]), 3)
 
+    @property
+    def sampling_rate(self) -> int:
+        return self.options.sampling_rate
+
     def decode(self, index: int) -> Decoded:
-        """The clip's recording, read anew. Raises BadAudio."""
-        audio = self.clips[index].audio.read()
-        return decode(audio, self.sampling_rate, self.max_samples, self.max_decode_seconds)
+        """The clip, read anew; for a segment its recording from the beginning. Raises BadAudio."""
+        return decode_clip(self.clips[index], self.options)
 
 
-def decode_all(
-    clips: list[Clip],
-    sampling_rate: int,
-    max_samples: int | None,
-    cache_dir: Path,
-    *,
-    max_decode_seconds: float = MAX_DECODE_SECONDS,
-) -> Waveforms:
-    """Every clip's first `max_samples` at `sampling_rate`, from the cache where it is there."""
-    folder = cache_dir / "waveforms" / cache_key(clips, sampling_rate, max_samples, max_decode_seconds)
+def decode_all(clips: list[Clip], options: DecodeOptions, cache_dir: Path) -> Waveforms:
+    """Every clip, decoded as `options` say, from the cache where it is there."""
+    folder = cache_dir / "waveforms" / cache_key(clips, options)
     num_samples, seconds = np.zeros(len(clips), np.int64), np.zeros(len(clips))
     errors: dict[int, str] = {}
     measured: list[Measured | None] = [None] * len(clips)
-    waveforms = Waveforms(
-        clips, sampling_rate, max_samples, max_decode_seconds, num_samples, seconds, errors, measured
-    )
+    waveforms = Waveforms(clips, options, num_samples, seconds, errors, measured)
     with contextlib.suppress(*READ_ERRORS):
         return open_cache(folder, waveforms)
 
     may_recover = False
     # A stderr of the bar's own: while anything is decoded, descriptor 2 leads nowhere.
     terminal = os.fdopen(os.dup(2), "w") if sys.stderr.isatty() else contextlib.nullcontext(sys.stderr)
+    offsets = np.zeros(len(clips), np.int64)
+    num_written = 0
     with CacheWriter(folder) as cache, terminal as file:
-        bar = tqdm(decoded(waveforms), "decoding", len(clips), disable=None, leave=False, file=file)
-        for index, result in enumerate(bar):
+        bar = tqdm(decoded(clips, options), "decoding", len(clips), disable=None, leave=False, file=file)
+        for index, result in bar:
             if isinstance(result, BadAudio):
                 errors[index] = str(result)
                 may_recover |= isinstance(result, UnreadableAudio)
             else:
                 waveform, seconds[index], measured[index] = result
                 num_samples[index] = len(waveform)
+                offsets[index] = num_written
+                num_written += len(waveform)
                 cache.write(waveform)
         if not may_recover:
             lengths = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist()}
-            cache.publish({**lengths, "errors": errors, "measured": measured})
+            where = {"offsets": offsets.tolist()}
+            cache.publish({**lengths, **where, "errors": errors, "measured": measured})
     with contextlib.suppress(*READ_ERRORS):
         return open_cache(folder, waveforms)
     return waveforms
 
 
-def cache_key(
-    clips: list[Clip],
-    sampling_rate: int,
-    max_samples: int | None,
-    max_decode_seconds: float = MAX_DECODE_SECONDS,
-) -> str:
-    identities = [clip.audio.identity() for clip in clips]
-    made_from = json.dumps([FORMAT, sampling_rate, max_samples, max_decode_seconds, identities])
+def cache_key(clips: list[Clip], options: DecodeOptions) -> str:
+    """Names what is decoded of these clips; installing FFmpeg may change what that is."""
+    asked = each_asked(clips, lambda recording: recording.identity())
+    identities = [identity if span is None else [*identity, *span] for identity, span in asked]
+    made_from = json.dumps([FORMAT, ffmpeg.version(), options, identities])
     return hashlib.sha256(made_from.encode()).hexdigest()[:32]
 
 
@@ -166,8 +185,9 @@ def open_cache(folder: Path, waveforms: Waveforms) -> Waveforms:
     """`waveforms` as a finished cache has them. Raises one of READ_ERRORS where there is no whole one."""
     index = json.loads((folder / CacheWriter.INDEX).read_text())
     num_samples = np.array(index["num_samples"], np.int64)
-    cache = FlatFile(folder / CacheWriter.VALUES, num_samples, np.float32)
-    if len(num_samples) != len(waveforms.clips) or not cache.is_whole():
+    offsets = np.array(index["offsets"], np.int64)
+    cache = FlatFile(folder / CacheWriter.VALUES, num_samples, np.float32, offsets=offsets)
+    if not len(num_samples) == len(offsets) == len(waveforms.clips) or not cache.is_whole():
         raise ValueError("damaged")
     seconds = np.array(index["seconds"])
     errors = {int(key): error for key, error in index["errors"].items()}
@@ -215,35 +235,3 @@ class CacheWriter:
 
     def __exit__(self, *error: object) -> None:
         self.leave.close()
-
-
-def decoded(waveforms: Waveforms) -> Iterator[tuple[Waveform, float, Measured] | BadAudio]:
-    """For each clip in order its waveform, whole length in seconds and measures, or why there are none.
-
-    Threads do the work, unless the first clips show that it is too little for them.
-    """
-
-    def one(index: int) -> tuple[Waveform, float, Measured] | BadAudio:
-        try:
-            result = waveforms.decode(index)
-        except BadAudio as error:
-            return error
-        return result.waveform, result.seconds, measure(result, waveforms.sampling_rate)
-
-    num_threads = torch.get_num_threads()
-    # One thread each: a clip's resampling is far too small to share, and sharing it costs 80 times as much.
-    torch.set_num_threads(1)
-    num_workers = min(available_cores(), CHUNK)
-    with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        try:
-            indices = range(len(waveforms.clips))
-            times = [time.perf_counter()]
-            for index in indices[:CHUNK]:
-                yield one(index)
-                times.append(time.perf_counter())
-            is_worth_threads = len(times) > 1 and np.median(np.diff(times)) > THREAD_SECONDS
-            run = pool.map if is_worth_threads else map
-            for start in indices[CHUNK::CHUNK]:
-                yield from run(one, indices[start : start + CHUNK])
-        finally:
-            torch.set_num_threads(num_threads)

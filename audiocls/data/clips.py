@@ -1,17 +1,20 @@
 """Labelled recordings, where their bytes lie, and data sets of them: nothing is read before it is decoded."""
 
 import os
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from audiocls.data.audio import NOT_THERE, BadAudio
+from audiocls.data.limits import NOT_THERE, BadAudio
 from audiocls.errors import number_of
 
 
 class Audio(Protocol):
-    """Where the bytes of a recording lie. A new kind of source needs a class with these three methods."""
+    """Where the bytes of a recording lie. A new kind of source needs a class with these three methods.
+
+    Segments whose Audio is equal, as a dict's keys are, are cut out of one recording.
+    """
 
     def read(self) -> bytes | Path:
         """The encoded file's bytes, or the file's path. Raises audio.BadAudio where it cannot be had."""
@@ -78,12 +81,80 @@ class StoredAudio:
         return (self.rows._fingerprint, self.index)
 
 
+class Span(NamedTuple):
+    """A part of a recording, in seconds."""
+
+    start: float
+    end: float | None  # None: the recording's end
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a recording that may hold others: no Audio, as data/segments.py reads them all together."""
+
+    recording: Audio  # one object for all of its segments
+    start: float  # seconds
+    end: float | None  # None: the recording's end
+
+    @property
+    def span(self) -> Span:
+        return Span(self.start, self.end)
+
+
+def each_asked(clips: Iterable["Clip"], ask: Callable[[Audio], Any]) -> Iterator[tuple[Any, Span | None]]:
+    """For each clip what its recording answers, and which part of it the clip is; None: the whole.
+
+    A recording that is cut is asked once.
+    """
+    answers: dict[Audio, Any] = {}
+    for clip in clips:
+        if not isinstance(clip.audio, Segment):
+            yield ask(clip.audio), None
+            continue
+        recording = clip.audio.recording
+        if recording not in answers:
+            answers[recording] = ask(recording)
+        yield answers[recording], clip.audio.span
+
+
+def same_file_keys(clips: Iterable["Clip"]) -> list[Hashable]:
+    """Equal for clips that are the same part of one file, by whatever path."""
+    return [
+        key if span is None else (key, span)
+        for key, span in each_asked(clips, lambda recording: recording.same_file_key())
+    ]
+
+
+def segment_name(recording: str, span: Span) -> str:
+    """`calls/a.wav#t=1.5,3.2`: the recording's name and its part in seconds (W3C's media fragments)."""
+
+    def number(seconds: float) -> str:
+        return f"{seconds:.9f}".rstrip("0").rstrip(".")
+
+    return f"{recording}#t={number(span.start)}" + ("" if span.end is None else f",{number(span.end)}")
+
+
+def recording_of(clip: "Clip") -> Audio:
+    """The whole recording that a clip is, or is a part of."""
+    return clip.audio.recording if isinstance(clip.audio, Segment) else clip.audio
+
+
+def span_in(clip: "Clip") -> Span:
+    """Which part of its recording a clip is."""
+    return clip.audio.span if isinstance(clip.audio, Segment) else Span(0.0, None)
+
+
+def part_of(clip: "Clip") -> Span | None:
+    """Which part of its recording a segment is; None for a clip that is all of it."""
+    return clip.audio.span if isinstance(clip.audio, Segment) else None
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One labelled recording."""
+    """One labelled recording, or a part of one."""
 
-    path: str  # as a person would name it
-    audio: Audio
+    path: str  # as a person would name it: of a part, with its seconds (segment_name)
+    audio: Audio | Segment
     label: str
     group: str | None = None
 
@@ -119,6 +190,11 @@ class Source:
             left_out[f"of the split {split!r}, not used"] = [clip.path for clip in self.splits[split]]
         total = sum(map(len, self.splits.values())) + sum(map(len, self.left_out.values()))
         return account(self.name, number_of(total, self.holds.removesuffix("s")), used, left_out)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether any clip is a part of a recording."""
+        return any(isinstance(clip.audio, Segment) for clips in self.splits.values() for clip in clips)
 
     @property
     def label_names(self) -> list[str]:

@@ -47,6 +47,7 @@ class Columns:
     group: str | None = None
     split: str | None = None
     audio_folder: str | None = None
+    may_cut: bool = True  # whether columns may say which part of its recording a row is
     are_optional: bool = False  # whether a table need not have those: one that is only evaluated on
 
     @classmethod
@@ -58,12 +59,14 @@ class Columns:
             getattr(config, "group_column", None),
             config.split_column,
             config.audio_folder,
+            config.segments == "auto",
         )
 
     @property
     def flags(self) -> list[str]:
         """The flags that were given."""
-        given = [name for name, value in vars(self).items() if value is not None and name != "are_optional"]
+        flags = ("audio", "label", "group", "split", "audio_folder")
+        given = [name for name in flags if getattr(self, name) is not None]
         return [f"--{name}-column" if name != "audio_folder" else "--audio-folder" for name in given]
 
 

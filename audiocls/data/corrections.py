@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiocls.config import TrainConfig
-from audiocls.data.clips import Clip, Source
+from audiocls.data.clips import Clip, Segment, Source
 from audiocls.data.columns import clean, column_called
 from audiocls.errors import MOST_EXAMPLES, UserError, named, number_of
 from audiocls.tables import FORMATS, read_table
@@ -78,9 +78,11 @@ class Rows:
                 self.rows_of.setdefault(os.path.abspath(meant), []).append(row)
         self.matched: set[int] = set()  # rows that have named a clip
         self.found: set[int] = set()  # rows whose path is a clip's, which may bear another label
+        self.saw_segments = False  # whether any clip is a part of a recording
 
     def find(self, clip: Clip) -> int | None:
         """The row that names a clip; of several the first."""
+        self.saw_segments |= isinstance(clip.audio, Segment)
         rows = self.rows_of.get(os.path.abspath(clip.path), [])
         said = [(row, self.labels[row]) for row in rows]
         label = clean(clip.label)
@@ -108,6 +110,8 @@ class Rows:
             return [f"{self.file} holds no rows: nothing is changed by it"]
         if not self.matched:
             why = "its clips bear other labels" if self.found else "are its paths as --dataset gives them?"
+            if self.saw_segments and not self.found:
+                why += " A segment's is as calls/a.wav#t=1.5,3.2."
             raise UserError(f"{self.flag} {self.file} names no clip of the data set: {why}")
         count = len(self.where)
         others = {

@@ -41,8 +41,8 @@ class Locations:
     def of_cells(self, table: Table, cells: Sequence[Any], notes: list[str]) -> list[str | None]:
         """The file that each row names in its cell, None where that is empty.
 
-        Notes files that were found otherwise than as they stand, and repeated ones. Raises UserError that
-        names the row, where a cell names several, or cannot name a file.
+        Notes files that were found otherwise than as they stand. Raises UserError that names the row, where a
+        cell names several, or cannot name a file.
         """
         files: list[str | None] = []
         for row, cell in enumerate(cells):
@@ -55,7 +55,6 @@ class Locations:
             example = self.examples[how]
             notes.append(f"{table.file}: {number_of(count, 'file')} found {how}, such as {example}")
         self.found.clear()
-        notes += note_repeated(table, files)
         return files
 
     def find(self, name: str) -> str:
@@ -107,7 +106,7 @@ class Locations:
 
 
 def note_repeated(table: Table, files: Sequence[str | None]) -> list[str]:
-    """A note where files are named more than once; none where each is named once."""
+    """A note where files, or the same parts of them, are named more than once; none where each is once."""
     there = [file for file in files if file is not None]
     if len(set(there)) == len(there) and not any(os.curdir + os.sep in file for file in there):
         return []

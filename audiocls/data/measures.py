@@ -2,17 +2,13 @@
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from audiocls.data.audio import Decoded
-from audiocls.data.resampling import Waveform
-from audiocls.findings import CLIPPED_SAMPLES, FULL_SCALE, SILENCE_DBFS
-
-STRETCH_SECONDS = 0.02
-SILENT_POWER = 10 ** (SILENCE_DBFS / 10)
+from audiocls.data.silence import SILENT_POWER, sound_in, stretch_power
+from audiocls.findings import CLIPPED_SAMPLES, FULL_SCALE
 
 
 class Measured(NamedTuple):
@@ -25,6 +21,8 @@ class Measured(NamedTuple):
     is_cancelled: bool  # its channels are, by each other
     is_integer_scale: bool
     digest: str  # of the sound: equal for equal samples, whatever the format
+    silent_ends_seconds: float  # at its beginning and end: dropped, or what --trim-silence would drop of it
+    notes: list[str]  # why what was read may not be all of the recording
 
 
 def measure(decoded: Decoded, sampling_rate: int) -> Measured:
@@ -32,6 +30,8 @@ def measure(decoded: Decoded, sampling_rate: int) -> Measured:
     waveform, levels = decoded.waveform, decoded.levels
     power = stretch_power(waveform, sampling_rate)
     loud = np.abs(waveform) >= FULL_SCALE
+    start, end = sound_in(waveform, sampling_rate)
+    trimmable = (len(waveform) - (end - start)) / sampling_rate
     in_a_row = np.convolve(loud, np.ones(CLIPPED_SAMPLES, int)) if loud.any() else loud
     return Measured(
         decoded.rate,
@@ -43,39 +43,6 @@ def measure(decoded: Decoded, sampling_rate: int) -> Measured:
         is_integer_scale=levels.is_integer_scale,
         # A checksum of the samples, much cheaper than a hash of them all, and one of each stretch's power.
         digest=hashlib.sha256(b"%d" % zlib.crc32(waveform.data) + power.tobytes()).hexdigest()[:32],
+        silent_ends_seconds=trimmable if decoded.trimmed_seconds is None else decoded.trimmed_seconds,
+        notes=list(decoded.notes),
     )
-
-
-def stretch_power(waveform: Waveform, sampling_rate: int) -> np.ndarray:
-    """The mean square of each stretch of 20 ms, float64 [stretches]; the last one may be shorter."""
-    stretch = stretch_samples(sampling_rate)
-    starts = np.arange(0, len(waveform), stretch)
-    return np.add.reduceat(np.square(waveform), starts) / np.minimum(stretch, len(waveform) - starts)
-
-
-def stretch_samples(sampling_rate: int) -> int:
-    return round(STRETCH_SECONDS * sampling_rate)
-
-
-class SilenceWatch:
-    """Whether all stretches of a recording are silent, be it given whole or in blocks as they are read."""
-
-    def __init__(self, sampling_rate: int) -> None:
-        self.sampling_rate = sampling_rate
-        self.is_silent = True
-
-    def listen(self, waveform: Waveform) -> None:
-        self.is_silent &= bool((stretch_power(waveform, self.sampling_rate) < SILENT_POWER).all())
-
-    def passing(self, blocks: Iterable[Waveform]) -> Iterator[Waveform]:
-        """The blocks as they come, listened to until something is heard."""
-        stretch = stretch_samples(self.sampling_rate)
-        rest = np.zeros(0, np.float32)  # of a stretch that goes on in the next block
-        for block in blocks:
-            yield block
-            if self.is_silent:
-                rest = np.concatenate([rest, block])
-                end = len(rest) // stretch * stretch
-                self.listen(rest[:end])
-                rest = rest[end:]
-        self.listen(rest)

@@ -1,21 +1,24 @@
 """From the command line's words to the clips of a run: sources, splits, labels, decoding."""
 
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from audiocls.config import TrainConfig
-from audiocls.data.audio import NOT_THERE, BadAudio, check_length
+from audiocls.data.audio import DecodeOptions
 from audiocls.data.augment import Augmentation
 from audiocls.data.cache import Waveforms, cache_folder, decode_all
-from audiocls.data.clips import Clip
-from audiocls.data.division import by_length, divide
+from audiocls.data.clips import Clip, Segment, same_file_keys
+from audiocls.data.division import by_length, divide, shared_recordings
+from audiocls.data.limits import NOT_THERE, BadAudio, check_length
 from audiocls.data.loader import ClipDataset
 from audiocls.data.resampling import Waveform
+from audiocls.data.spans import SLACK_SECONDS, short_note
 from audiocls.data.splits import choose_clips, fingerprint
-from audiocls.errors import MOST_EXAMPLES, InputsRefused, UserError, named
-from audiocls.findings import MOST_NAMED
+from audiocls.errors import MOST_EXAMPLES, InputsRefused, UserError, named, number_of
+from audiocls.findings import FINDINGS, MOST_NAMED
 
 PARTS = ("train", "evaluation", "test")
 
@@ -71,11 +74,13 @@ def prepare_data(
     chosen = choose_clips(config, cache_dir)
     labels, notes = chosen.labels, chosen.notes
     clips = [*chosen.train, *chosen.evaluation, *chosen.test]
-    waveforms = decode_all(
-        clips, sampling_rate, max_samples, cache_dir, max_decode_seconds=config.max_decode_seconds
+    options = DecodeOptions(
+        sampling_rate, max_samples, config.max_decode_seconds, config.channel, config.trim_silence
     )
+    waveforms = decode_all(clips, options, cache_dir)
     part_of = np.repeat(PARTS, [len(chosen.train), len(chosen.evaluation), len(chosen.test)])
     good = leave_out_bad(waveforms, part_of, min_samples, config.max_bad_clips, notes)
+    note_odd(waveforms, good, notes)
     rows = {part: np.flatnonzero(good & (part_of == part)) for part in PARTS}
     if not chosen.evaluation:
         train = rows["train"]
@@ -95,9 +100,10 @@ def prepare_data(
         notes.append(f"no clip to train on for: {named(untrained)}")
     if max_samples is not None:
         note_cut(waveforms, max_samples, limit, notes)
+    notes += short_segments(config, waveforms)
     if waveforms.cache is None:
         notes.append(f"{cache_dir} cannot keep the decoded audio: clips are decoded each time they are used")
-    keys = [clip.audio.same_file_key() for clip in clips]
+    keys = same_file_keys(clips)
     notes += two_labels(clips, keys)
     holds_out_nothing = config.split_by == "nothing"
     judged = ["test"] if holds_out_nothing else ["evaluation", "test"]
@@ -109,6 +115,12 @@ def prepare_data(
         groups = named(sorted({str(clip.group) for clip in shared}), 3)
         notes.append(
             f"{len(shared)} of the {part} clips are of a {config.group_column} trained on too: {groups}"
+        )
+
+    for part, shared in trained_too(clips, rows, shared_recordings(clips) or [None] * len(clips), judged):
+        which = named([clip.path for clip in shared], MOST_EXAMPLES)
+        notes.append(
+            f"{len(shared)} of the {part} clips are of recordings trained on too, as segments: {which}"
         )
 
     number = {label: id for id, label in enumerate(labels)}
@@ -157,12 +169,18 @@ def leave_out_bad(
             check_length(num_samples, min_samples, waveforms.sampling_rate)
         except BadAudio as error:
             errors.setdefault(row, str(error))
-    lines = [f"{waveforms.clips[row].path} {error}" for row, error in sorted(errors.items())]
+    rows_of: dict[str, list[int]] = defaultdict(list)  # by why, in the order of the clips
+    for row, why in sorted(errors.items()):
+        rows_of[why].append(row)
+    lines = [
+        f"{waveforms.clips[rows[0]].path} {why}" + (f" ({len(rows) - 1} more likewise)" if rows[1:] else "")
+        for why, rows in rows_of.items()
+    ]
     good = np.ones(len(waveforms.clips), bool)
     good[list(errors)] = False
     of_all = f"{len(errors)} of {len(waveforms.clips)} clips cannot be used"
     first = f"First: {'; '.join(lines[:3])}."
-    if lines and all(line.endswith(NOT_THERE) for line in lines):
+    if rows_of and all(why.endswith(NOT_THERE) for why in rows_of):
         first += " If the audio lies elsewhere, name its folder with --audio-folder."
     for part in PARTS:
         if np.any(part_of == part) and not np.any(good[part_of == part]):
@@ -173,6 +191,18 @@ def leave_out_bad(
         notes += [f"left out: {line}" for line in lines[:MOST_NAMED]]
         notes.append(f"left out in all: {len(errors)} of {len(waveforms.clips)} clips")
     return good
+
+
+def note_odd(waveforms: Waveforms, good: np.ndarray, notes: list[str]) -> None:
+    """Name one of the `good` clips of which what was read may not be all, or whose channels cancel."""
+    measured = {row: one for row in np.flatnonzero(good).tolist() if (one := waveforms.measured[row])}
+    if partly := [row for row, one in measured.items() if one.notes]:
+        first = f"{waveforms.clips[partly[0]].path}: {'; '.join(measured[partly[0]].notes)}"
+        notes.append(f"{number_of(len(partly), 'clip')} {FINDINGS['damaged'].words}, such as {first}")
+    if cancelled := [row for row, one in measured.items() if one.is_cancelled]:
+        first = waveforms.clips[cancelled[0]].path
+        how_many = f"{number_of(len(cancelled), 'clip')} {FINDINGS['cancelled'].words}"
+        notes.append(f"{how_many}, such as {first}: see --channel")
 
 
 def trained_too(
@@ -199,6 +229,33 @@ def two_labels(clips: list[Clip], keys: Sequence[Hashable]) -> list[str]:
     ]
     apart = list(dict.fromkeys(apart))
     return [f"one file under two labels: {named(apart, MOST_EXAMPLES, '; ')}"] if apart else []
+
+
+def short_segments(config: TrainConfig, waveforms: Waveforms) -> list[str]:
+    """A note on the segments that go on, by their row, after their recording has ended.
+
+    Raises UserError where more than half of what they should be is not there.
+    """
+    names: list[str] = []
+    lacking = wanted = 0.0  # seconds
+    for row, (clip, seconds) in enumerate(zip(waveforms.clips, waveforms.seconds.tolist(), strict=True)):
+        measured = waveforms.measured[row]
+        if not isinstance(clip.audio, Segment) or clip.audio.end is None or measured is None:
+            continue
+        if waveforms.options.trim_silence:
+            seconds += measured.silent_ends_seconds  # which were dropped
+        length = clip.audio.end - clip.audio.start
+        wanted += length
+        if length - seconds > SLACK_SECONDS:
+            names.append(clip.path)
+            lacking += length - seconds
+    if lacking > wanted / 2:
+        raise UserError(
+            f"{config.dataset}: most of what its segments should be lies after the ends of their recordings, "
+            f"as of {names[0]}: are start, end and duration in seconds? If they say something else: "
+            "--segments no."
+        )
+    return [short_note(names)] if names else []
 
 
 def note_cut(waveforms: Waveforms, max_samples: int, limit: str, notes: list[str]) -> None:

@@ -6,7 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from audiocls.data.clips import Audio, Clip, FileAudio, Source, StoredAudio, counted
+from audiocls.data.clips import (
+    Audio,
+    Clip,
+    FileAudio,
+    Segment,
+    Source,
+    Span,
+    StoredAudio,
+    counted,
+    segment_name,
+)
 from audiocls.data.columns import (
     Columns,
     asked_column,
@@ -19,7 +29,8 @@ from audiocls.data.columns import (
     split_meant,
     texts,
 )
-from audiocls.data.locations import Locations
+from audiocls.data.locations import Locations, note_repeated
+from audiocls.data.spans import are_cut_already, check_spans_are_used, find_spans, note_on_spans
 from audiocls.data.trees import Tree, parts, walk
 from audiocls.errors import UserError, named, number_of
 from audiocls.hub import import_datasets
@@ -93,7 +104,11 @@ def add_table(
     split_column = None
     if split is None or columns.split:
         split_column = find_split_column(columns.split, used, table, notes)
-    note_unused(table, [*used, split_column], notes)
+    # A group's column may well be one of these: where the parts of one recording are to be divided.
+    taken = [audio_column, label_column, split_column]
+    found = find_spans(table, taken, notes) if columns.may_cut else None
+    spans, span_columns = found or (None, [])
+    note_unused(table, [*used, split_column, *span_columns], notes)
 
     nothing: list[str | None] = [None] * len(table)
     labels = texts(table, label_column, "label", notes)
@@ -105,11 +120,21 @@ def add_table(
         notes.append(f"{table.file}: {number_of(num_empty, 'row')} with no {split_column!r}, to train on")
 
     files, audios = recordings(table, audio_column, locations, notes)
+    names = files or [f"{table.file}/{index}" for index in range(len(table))]
+    cut: Sequence[Audio | Segment | None] = audios
+    if spans:
+        are_cut = are_cut_already(spans, audios)
+        notes.append(note_on_spans(table, span_columns, spans, are_cut=are_cut))
+        if not are_cut:
+            names, cut = segments(names, audios, spans)
+    elif files and columns.may_cut:
+        check_spans_are_used(table, taken, files)
+    if files:
+        notes += note_repeated(table, names)
     if files and not split_column and split is None:
         splits = splits_in_names(table, files, notes) or nothing
-    names = files or [f"{table.file}/{index}" for index in range(len(table))]
     clips: dict[str, list[Clip]] = {}
-    for name, audio, label, group, of in zip(names, audios, labels, groups, splits, strict=True):
+    for name, audio, label, group, of in zip(names, cut, labels, groups, splits, strict=True):
         of_split = clips.setdefault(of or split or "train", [])
         if label is not None and name is not None and audio is not None:
             of_split.append(Clip(name, audio, label, group))
@@ -153,6 +178,23 @@ def recordings(
     if not any(files):
         raise UserError(f"{table.file} names no file in the column {column!r}.")
     return files, [None if file is None else FileAudio(file) for file in files]
+
+
+def segments(
+    names: Sequence[str | None], audios: Sequence[Audio | None], spans: Sequence[Span | None]
+) -> tuple[list[str | None], list[Audio | Segment | None]]:
+    """The name and the recording of each row's part of its recording; a row without a span is the whole."""
+    shared: dict[Audio, Audio] = {}  # one object for each recording, however many rows name it
+    cut: list[Audio | Segment | None] = []
+    cut_names: list[str | None] = []
+    for name, audio, span in zip(names, audios, spans, strict=True):
+        if name is None or audio is None or span is None:
+            cut.append(audio)
+            cut_names.append(name)
+        else:
+            cut.append(Segment(shared.setdefault(audio, audio), *span))
+            cut_names.append(segment_name(name, span))
+    return cut_names, cut
 
 
 def audio_rows(table: Table, column: str) -> Any:

@@ -105,7 +105,10 @@ def load_folder(name: str, folder: Path, columns: Columns) -> Source:
 
 
 def check_other_table(name: str, tree: Tree, file: str, columns: Columns) -> None:
-    """Raises UserError where a table that is not read gives clips other labels than their folders do."""
+    """Raises UserError where a table that is not read gives clips other labels than their folders do.
+
+    Or cuts clips out of the files.
+    """
     other, path = Source(file), tree.folder / file
     if not path.is_file() or path.stat().st_size > MOST_BESIDE:
         return
@@ -114,6 +117,8 @@ def check_other_table(name: str, tree: Tree, file: str, columns: Columns) -> Non
     except UserError:  # no table of clips
         return
     try:
+        if other.has_segments:
+            raise UserError(f"{name} holds class folders, and {file}, which cuts clips out of recordings.")
         check_one_reading(other, tree, columns)
     except UserError as error:
         table = Path(name, file)
@@ -123,7 +128,7 @@ def check_other_table(name: str, tree: Tree, file: str, columns: Columns) -> Non
 def check_one_reading(source: Source, tree: Tree, columns: Columns) -> None:
     """Raises UserError where the tables give clips other labels than the folders that they lie in do.
 
-    Numbers may stand for the folders' names.
+    Numbers may stand for the folders' names. Parts of recordings have labels of their own.
     """
     folders = {str(tree.folder / file): class_of(file) for file in tree.audio}
     if columns.label is not None or len({*folders.values()} - {None}) < 2:

@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from audiocls.data.audio import AUDIO_SUFFIXES
+from audiocls.data.signatures import AUDIO_SUFFIXES
 from audiocls.errors import InputOutputFailed
 
 HIDDEN, NO_AUDIO, AGAIN, RUN = "hidden", "not audio", "links to a folder that was read", "of a run"

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audiocls.config import AGGREGATES, BACKBONES
+from audiocls.config import AGGREGATES, BACKBONES, channel_problems
 from audiocls.data.audio import MAX_DECODE_SECONDS
 from audiocls.data.batch_plan import in_batches
 from audiocls.data.collators import Example
 from audiocls.devices import Readback, autocast, pick_device, pick_precision
 from audiocls.errors import UserError, out_of_memory_explained, shown
 from audiocls.inference.forms import Recording
+from audiocls.inference.memory import bytes_a_sample, free_bytes, samples_a_batch
 from audiocls.inference.options import samples_of, some_seconds, whole_number, windows_of
 from audiocls.inference.reading import Reader, in_lists, reading_threads
 from audiocls.inference.recordings import Piece, Prediction, ReadOptions, pieces_of
@@ -68,6 +70,9 @@ class Classifier:
         self.collate = loaded.collator()
         # Whether the device computes on while the next recordings are read.
         self.is_gpu = device.type != "cpu"
+        # Asked once, beside the weights: what later recordings took is kept for the next. A GPU says itself
+        # that it has no more; on a CPU the system kills who asks for it.
+        self.free_bytes = math.inf if self.is_gpu else free_bytes()
 
     @classmethod
     def from_pretrained(
@@ -109,6 +114,8 @@ class Classifier:
         batch_size: int | None = None,
         max_seconds: float | None = None,
         max_decode_seconds: float = MAX_DECODE_SECONDS,
+        channel: str = "mean",
+        trim_silence: bool = False,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
         aggregate: str = "mean",
@@ -123,10 +130,13 @@ class Classifier:
             sampling_rate: of waveforms, in Hz. Files know theirs; so do dicts and decoders, which must agree.
             top_k: how many labels a Prediction holds, best first; None: all.
             batch_size: recordings or windows in a forward pass; None: 1 on a CPU, where padding costs more
-                than batches save, else as many as are 128 s long, padding included. With 1 each is answered
-                before the next is taken from `inputs`.
+                than batches save, else as many as are 128 s long, padding included. On a CPU they are fewer
+                where memory has no room for so many. With 1 each is answered before the next is taken from
+                `inputs`.
             max_seconds: use only the beginning.
             max_decode_seconds: refuse a file of which more would have to be decoded at once, without windows.
+            channel: which of several: their `mean`, `left`, `right`, or one by its number, from "1" on.
+            trim_silence: drop the silence at both ends, as training with --trim-silence does.
             window_seconds: classify windows of this length, each as if it were given alone, then the
                 recording by them. Window k begins at k hops. One that the recording ends within is moved back
                 to end with it; a recording shorter than a window is one window.
@@ -146,11 +156,16 @@ class Classifier:
             top_k = whole_number("top_k", top_k, above=0, otherwise=", or None for all labels")
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size, above=0, otherwise=", or None")
-        limits = batch_limits(backbone, batch_size, self.is_gpu)
+        limits = batch_limits(backbone, batch_size, self.is_gpu, self.free_bytes)
         max_decode_seconds = some_seconds("max_decode_seconds", max_decode_seconds)
         if not isinstance(aggregate, str) or aggregate not in AGGREGATES:
             raise UserError(f"aggregate is {shown(aggregate)}: give one of {', '.join(AGGREGATES)}.")
+        channel = str(channel)
+        if wrong := channel_problems(channel):
+            raise UserError(wrong[0].removeprefix("--"))
         windows = windows_of(backbone, window_seconds, hop_seconds)
+        if windows and trim_silence:
+            raise UserError("trim_silence needs to hear a recording whole: leave out window_seconds.")
         max_samples = samples_of(backbone, max_seconds)
         longest = None if windows else backbone.max_samples
         is_models_window = longest is not None and (max_samples is None or longest < max_samples)
@@ -160,8 +175,12 @@ class Classifier:
             longest if is_models_window else max_samples,
             sampling_rate,
             max_decode_seconds,
+            channel,
+            trim_silence,
             windows,
             is_models_window,
+            bytes_a_sample(backbone),
+            self.free_bytes,
         )
         is_one = isinstance(inputs, Recording | io.IOBase) or not isinstance(inputs, Iterable)
         recordings: Any = [inputs] if is_one else inputs
@@ -249,10 +268,15 @@ class Classifier:
                 return logits.softmax(dim=-1)
 
 
-def batch_limits(backbone: Backbone, batch_size: int | None, is_gpu: bool) -> BatchLimits:
-    """`batch_size` pieces; by default one on a CPU, and on a GPU as much audio as it has room for."""
+def batch_limits(
+    backbone: Backbone, batch_size: int | None, is_gpu: bool, free: float = math.inf
+) -> BatchLimits:
+    """`batch_size` pieces; by default one on a CPU, and on a GPU as much audio as it has room for.
+
+    On a CPU they are fewer where more would not fit into the `free` bytes of memory.
+    """
     if batch_size is not None or not is_gpu:
-        return BatchLimits(batch_size or 1)
+        return BatchLimits(batch_size or 1, samples_a_batch(backbone, free))
     if backbone.max_samples is not None:
         return BatchLimits(GPU_WINDOWS)
     return BatchLimits(GPU_PIECES, GPU_SECONDS * backbone.sampling_rate)

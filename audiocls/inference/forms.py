@@ -1,5 +1,8 @@
 """A recording in any form -> the file, or the samples and their rate, that it holds."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -7,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audiocls.data.audio import BadAudio
-from audiocls.data.clips import Clip
+from audiocls.data.clips import Audio, Clip, Segment
+from audiocls.data.limits import BadAudio
 from audiocls.errors import UserError, named, reason
 from audiocls.inference.options import whole_number
 
@@ -23,7 +26,18 @@ class AudioDecoder(Protocol):
 
 Encoded = Path | bytes  # a file, or what is in it
 Array = np.ndarray | Tensor  # a waveform, [samples] or [samples, channels]
-Recording = str | Encoded | Array | dict | AudioDecoder | Clip  # a str is a path, a Clip one of a data set
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Clips that are parts of one recording, which is read once for them all."""
+
+    recording: Audio
+    clips: list[Clip]
+
+
+# A str is a path, a Clip one of a data set.
+Recording = str | Encoded | Array | dict | AudioDecoder | Clip | Segments
 
 
 class Sampled(NamedTuple):
@@ -31,6 +45,20 @@ class Sampled(NamedTuple):
 
     samples: Array
     rate: int  # Hz
+
+
+def by_recording(clips: Iterable[Clip]) -> Iterator[Clip | Segments]:
+    """The clips in their order; the segments of a recording all together, where the first of them is."""
+    clips = list(clips)
+    members: dict[Audio, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        if isinstance(clip.audio, Segment):
+            members[clip.audio.recording].append(clip)
+    for clip in clips:
+        if not isinstance(clip.audio, Segment):
+            yield clip
+        elif some := members.pop(clip.audio.recording, None):
+            yield Segments(clip.audio.recording, some)
 
 
 def path_of(recording: Recording) -> str | None:
@@ -50,8 +78,8 @@ def audio_of(recording: Recording, waveform_rate: int | None) -> Encoded | Sampl
     Raises UserError where it is no recording, BadAudio where it cannot be had.
     """
     match recording:
-        case Clip():
-            return recording.audio.read()
+        case Clip(audio=audio) if not isinstance(audio, Segment):
+            return audio.read()
         case bytes():
             return recording
         case str() | Path():

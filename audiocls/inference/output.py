@@ -22,22 +22,28 @@ from audiocls.streams import say
 from audiocls.tables import no_formula
 
 
-def unlike_training(config: InferConfig) -> str | None:
-    """A note where a run's model, trained on the first seconds of clips, is now given more at once."""
+def unlike_training(config: InferConfig) -> Iterator[str]:
+    """Notes where a run's model is now given something else of recordings than it was trained on."""
     folder = Path(os.path.expanduser(config.model)).absolute()
     run = folder.parent if folder.name == "best" else folder
     try:
-        trained = read_json(run / "run.json")["config"]["max_seconds"]
-    except (UserError, LookupError, TypeError):  # not a run's folder
-        return None
+        trained = read_json(run / "run.json")["config"]
+        names = ("max_seconds", "channel", "trim_silence")
+        max_seconds, channel, trim_silence = (trained.get(name) for name in names)
+    except (UserError, LookupError, TypeError, AttributeError):  # not a run's folder
+        return
     used = config.window or config.max_seconds or math.inf
-    if not isinstance(trained, float) or used <= trained:
-        return None
-    if config.window is not None:
-        given, flag = f"windows of {used:g} s", "--window"
-    else:
-        given, flag = "whole files" if used == math.inf else f"{used:g} s of files", "--max-seconds"
-    return f"note: trained on the first {trained:g} s of clips, given {given}: see {flag} {trained:g}"
+    if isinstance(max_seconds, float) and used > max_seconds:
+        if config.window is not None:
+            given, flag = f"windows of {used:g} s", "--window"
+        else:
+            given, flag = "whole files" if used == math.inf else f"{used:g} s of files", "--max-seconds"
+        first = f"{max_seconds:g}"
+        yield f"note: trained on the first {first} s of clips, given {given}: see {flag} {first}"
+    if isinstance(channel, str) and channel != config.channel:
+        yield f"note: trained on --channel {channel}, given --channel {config.channel}"
+    if trim_silence is True and not config.trim_silence:
+        yield "note: trained on clips without silence at their ends: see --trim-silence"
 
 
 def with_progress(predictions: Iterable[Prediction], total: int | None) -> Iterator[Prediction]:

@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from audiocls.devices import available_cores
-from audiocls.inference.forms import Recording
+from audiocls.inference.forms import Recording, Segments
 from audiocls.inference.recordings import Piece
 
 MOST_THREADS = 8
@@ -35,8 +35,8 @@ class Reader:
     ) -> None:
         self.recordings = recordings
         self.pieces_of = pieces_of
-        # Of each recording its chunks to come, and the next one of them.
-        self.ahead: deque[tuple[Chunks, Future]] = deque()
+        # Of each recording its chunks to come, the next one of them, and whether it holds several clips.
+        self.ahead: deque[tuple[Chunks, Future, bool]] = deque()
         self.threads = None
         if num_threads:
             # One of torch's threads in each: resampling one recording is too small to share (data/cache.py).
@@ -62,33 +62,34 @@ class Reader:
         while self.ahead:
             yield from self.first(self.threads)
 
-    def begun(self, threads: ThreadPoolExecutor) -> Iterator[tuple[Chunks, Future]]:
+    def begun(self, threads: ThreadPoolExecutor) -> Iterator[tuple[Chunks, Future, bool]]:
         """Each recording, the reading of its first chunk begun."""
         try:
             for recording in self.recordings:
                 chunks = in_lists(self.pieces_of(recording), CHUNK_PIECES, CHUNK_SAMPLES)
-                yield chunks, threads.submit(next, chunks)
+                yield chunks, threads.submit(next, chunks), isinstance(recording, Segments)
         except Exception as error:  # of the caller's own generator: to be raised when its turn comes
             failed: Future = Future()
             failed.set_exception(error)
-            yield iter(()), failed
+            yield iter(()), failed, False
 
     def first(self, threads: ThreadPoolExecutor) -> Iterator[Piece]:
         """The pieces of the first recording ahead."""
         is_last = False
         while not is_last:
-            chunks, job = self.ahead[0]
+            chunks, job, holds_several = self.ahead[0]
             chunk = job.result()
-            is_last = chunk[-1][0].start is None  # no window: the whole recording comes last
+            # No window: the whole recording comes last. Several clips end with the chunk that is empty.
+            is_last = not chunk if holds_several else chunk[-1][0].start is None
             if is_last:
                 self.ahead.popleft()
             else:
-                self.ahead[0] = chunks, threads.submit(next, chunks)
+                self.ahead[0] = chunks, threads.submit(next, chunks, []), holds_several
             yield from chunk
 
     def rest(self) -> None:
         """Wait until no thread reads: while one does, what is written to standard error may be lost."""
-        wait([job for _, job in self.ahead])
+        wait([job for _, job, _ in self.ahead])
 
 
 def reading_threads() -> int:

@@ -1,7 +1,7 @@
 """A labelled data set classified: how often the model is right."""
 
 import sys
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from audiocls.config import GUIDE_CONFIGS, InferConfig
 from audiocls.data.cache import cache_folder
-from audiocls.data.clips import Clip
+from audiocls.data.clips import Clip, Segment
 from audiocls.data.columns import Columns, clean
 from audiocls.data.sources import load_source
 from audiocls.data.splits import check_columns, find_split, only_split
@@ -41,6 +41,31 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
     clips = source.splits[split]
     print(one_line(f"data: {source.account({f'classify ({split})': len(clips)})}"), file=sys.stderr)
     return clips
+
+
+def in_order_of(clips: list[Clip], predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """The predictions in the order of the clips, with a clip's windows before it.
+
+    Those of segments come in the order in which recordings are read; what is early is held, without audio.
+    """
+    if not any(isinstance(clip.audio, Segment) for clip in clips):
+        yield from predictions
+        return
+    held: dict[tuple[str | None, str | None], deque[list[Prediction]]] = defaultdict(deque)
+    waiting = iter(clips)
+    awaited = next(waiting, None)
+    of_clip: list[Prediction] = []
+    for prediction in predictions:
+        of_clip.append(prediction)
+        if prediction.start is not None:  # a window: its clip is to come
+            continue
+        held[prediction.path, prediction.true_label].append(of_clip)
+        of_clip = []
+        while awaited is not None and (found := held.get((awaited.path, awaited.label))):
+            yield from found.popleft()
+            if not found:
+                del held[awaited.path, awaited.label]
+            awaited = next(waiting, None)
 
 
 class ScoredClips:

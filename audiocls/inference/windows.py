@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from audiocls.data.audio import BadAudio
+from audiocls.data.limits import BadAudio
 from audiocls.data.resampling import Waveform
 
 

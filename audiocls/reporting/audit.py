@@ -60,9 +60,20 @@ def audio_text(audit: dict[str, Any]) -> str:
     seconds = audit["seconds"]
     return (
         f"audio: {hours(seconds['total'])}, {seconds['used'] / seconds['total']:.0%} of it used; "
+        f"{ends_text(seconds)}"
         f"{seconds['shortest']:.2f} to {seconds['longest']:.2f} s a clip, median {seconds['median']:.2f} s; "
         f"{rates(audit['rates'])}; {channels(audit['channels'])}"
     )
+
+
+def ends_text(seconds: dict[str, Any]) -> str:
+    """How much silence there is at the ends of clips: where it is much, or was dropped."""
+    ends = seconds.get("silent_ends", 0.0)
+    if seconds.get("trimmed"):
+        return f"{hours(ends)} of silence at clips' ends dropped; "
+    if ends < MANY_SILENT * seconds["used"]:
+        return ""
+    return f"{ends / seconds['used']:.0%} of that silence at clips' ends (see --trim-silence); "
 
 
 def classes_text(sizes: dict[str, int]) -> str:

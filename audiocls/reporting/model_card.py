@@ -18,9 +18,9 @@ from audiocls.storage import write_text
 from audiocls.tables import FORMATS
 
 SHOWN = (
-    "recipe learning_rate epochs max_steps warmup_ratio lr_scheduler "
-    "weight_decay max_grad_norm balance_classes label_smoothing max_seconds cut_window augment head_first "
-    "freeze backbone best_metric seed"
+    "recipe learning_rate epochs max_steps warmup_ratio lr_scheduler weight_decay max_grad_norm "
+    "balance_classes label_smoothing max_seconds channel trim_silence cut_window augment head_first freeze "
+    "backbone best_metric seed"
 ).split()
 
 
@@ -47,7 +47,13 @@ def model_card(run_folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    cards.filters |= {"md": md, "public_name": public_name, "hours": hours, "rates": rates}
+    cards.filters |= {
+        "md": md,
+        "public_name": public_name,
+        "hours": hours,
+        "rates": rates,
+        "of_channel": of_channel,
+    }
     text = cards.get_template("model_card.md").render(
         results.run,
         title=name,
@@ -109,3 +115,9 @@ def md(value: Any) -> str:
     """A text that Markdown and HTML show as it is."""
     text = "none" if value is None else one_line(str(value))
     return re.sub(r"([\\`*_{}\[\]|~$:@])", r"\\\1", html.escape(text, quote=False))
+
+
+def of_channel(channel: str) -> str:
+    """What makes a waveform, [samples, channels], of the channel that was trained on, in NumPy."""
+    number = {"left": 1, "right": 2}.get(channel)
+    return ".mean(axis=1)" if channel == "mean" else f"[:, {(number or int(channel)) - 1}]"

@@ -15,6 +15,7 @@ DRIVERS = {  # name: what it does, in the file of that name
     "disk_full": "a disk that fills up, at any size",
     "workers": "a DataLoader's worker killed or stopped",
     "hostile_audio": "recordings that lie, burst, break off or are none at all",
+    "hostile_formats": "the same of phones and browsers, which FFmpeg decodes",
     "hostile_models": "model folders made to run code, to fill the memory, to mislead",
     "damaged_checkpoints": "checkpoints cut, flipped, swapped, edited",
 }

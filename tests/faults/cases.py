@@ -108,4 +108,5 @@ def parse(description: str | None, count: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--count", type=int, default=count, help="cases (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: %(default)s)")
+    parser.add_argument("--without-formats", action="store_true", help="as where PyAV is not installed")
     return parser.parse_args()

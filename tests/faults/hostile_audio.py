@@ -17,6 +17,8 @@ from conftest import write_clips
 from data_helpers import noise
 from hostile_inputs import RATE, Outcome, OutcomeTally, in_child, save_classifier, script
 
+from audiocls.data import ffmpeg
+
 Make = Callable[[Path], Path]  # writes the input into an empty folder and returns what to classify
 Case = tuple[str, str, Make]  # what, what must come of it
 Cases = Iterator[Case]
@@ -184,6 +186,9 @@ def wrong() -> Cases:
     png = b"\x89PNG\r\n\x1a\n" + random[:500]
     contents = {
         "empty": b"",
+        "git lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+        "playlist": b"#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n",
+        "concat script": b"ffconcat version 1.0\nfile /etc/passwd\n",
         "text": b"hello\n" * 500,
         "html": b"<html><script>alert(1)</script></html>",
         "png": png,
@@ -242,6 +247,32 @@ def special() -> Cases:
     yield "unreadable", REFUSED if os.geteuid() else EITHER, unreadable  # root reads everything
 
 
+DAMAGE = ("cut", "bytes", "header", "zeros", "twice", "sizes")
+
+
+def damaged(whole: bytes, how: str, seed: int) -> bytes:
+    """A file cut, overwritten, repeated, or with bytes or sizes in it drawn anew."""
+    draw = np.random.default_rng(seed)
+    content = bytearray(whole)
+    start = int(draw.integers(len(content)))
+    match how:
+        case "cut":
+            del content[start:]
+        case "zeros":
+            content[start : start + 500] = bytes(min(500, len(content) - start))
+        case "twice":
+            content[start:start] = content
+        case "sizes":
+            for place in draw.integers(len(content) // 4, size=draw.integers(1, 10)):
+                size = int(draw.choice([0, 1, 2**16, 2**31 - 1, 2**31, 2**32 - 1]))
+                content[4 * place : 4 * place + 4] = size.to_bytes(4, "big")
+        case _:
+            end = 120 if how == "header" else len(content)
+            for place in draw.integers(end, size=draw.integers(1, 40)):
+                content[place] = int(draw.integers(256))
+    return bytes(content)
+
+
 def broken(generator: np.random.Generator) -> Cases:
     """Files of every kind cut, overwritten, or with bytes drawn anew, many in their headers; endlessly."""
     kinds = {
@@ -261,28 +292,14 @@ def broken(generator: np.random.Generator) -> Cases:
     }
     while True:
         for suffix, (format, subtype) in kinds.items():
-            how = ("cut", "bytes", "header", "zeros", "twice")[generator.integers(5)]
+            how = DAMAGE[generator.integers(len(DAMAGE))]
             seed = int(generator.integers(2**31))
 
             whole = with_samples(noise(8_000), RATE, f"a.{suffix}", format, subtype)
 
             def make(folder: Path, whole: Make = whole, how: str = how, seed: int = seed) -> Path:
                 path = whole(folder)
-                draw = np.random.default_rng(seed)
-                content = bytearray(path.read_bytes())
-                start = int(draw.integers(len(content)))
-                match how:
-                    case "cut":
-                        del content[start:]
-                    case "zeros":
-                        content[start : start + 500] = bytes(min(500, len(content) - start))
-                    case "twice":
-                        content[start:start] = content
-                    case _:
-                        end = 120 if how == "header" else len(content)
-                        for place in draw.integers(end, size=draw.integers(1, 40)):
-                            content[place] = int(draw.integers(256))
-                path.write_bytes(content)
+                path.write_bytes(damaged(path.read_bytes(), how, seed))
                 return path
 
             yield f"{suffix} broken: {how} {seed}", EITHER, make
@@ -350,7 +367,17 @@ def weights_of_training(workplace: Path, dataset: Path, name: str) -> tuple[Outc
 
 def main() -> int:
     arguments = parse(__doc__, 450)
-    tally = OutcomeTally("hostile audio")
+    return classify_and_train(
+        "hostile audio", all_cases(arguments.count, arguments.seed), arguments.without_formats
+    )
+
+
+def classify_and_train(what: str, cases: list[Case], without_formats: bool) -> int:
+    """Classify each input between two good ones, then train on good clips beside all that was refused."""
+    if without_formats:
+        ffmpeg.is_installed = lambda: False  # type: ignore[assignment]
+        what += ", without PyAV"
+    tally = OutcomeTally(what)
     with tempfile.TemporaryDirectory(prefix="audiocls-faults-") as folder:
         workplace = Path(folder)
         model = save_classifier(workplace / "model")
@@ -364,7 +391,7 @@ def main() -> int:
             return 1
         clips = write_clips(workplace / "clips", [1_200] * 12)
         refused: list[Path] = []
-        for number, (case, expected, make) in enumerate(all_cases(arguments.count, arguments.seed)):
+        for number, (case, expected, make) in enumerate(cases):
             here = workplace / f"{number:04d}"
             here.mkdir()
             path = make(here)

@@ -36,9 +36,9 @@ FEATURES = {"freeze": "feature-encoder", "cache_features": True}
 
 
 def in_decoding(tell: Callable[[], None], draw: random.Random) -> None:
-    from audiocls.data import cache
+    from audiocls.data import decoding
 
-    wrap(cache, "decode", lambda: (tell(), time.sleep(0.02)))
+    wrap(decoding, "decode", lambda: (tell(), time.sleep(0.02)))
 
 
 def in_caching(tell: Callable[[], None], draw: random.Random) -> None:
