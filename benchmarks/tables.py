@@ -55,8 +55,10 @@ def say(path: Path, what: str) -> None:
 def measure(dataset: str) -> None:
     """Print the seconds of each part and the peak of the memory."""
     from audiocls.config import TrainConfig
+    from audiocls.data.audio import DecodeOptions
     from audiocls.data.batch_plan import BatchPlan
     from audiocls.data.cache import cache_key
+    from audiocls.data.clips import same_file_keys
     from audiocls.data.division import divide
     from audiocls.data.prepare import trained_too, two_labels
     from audiocls.data.splits import choose_clips
@@ -70,10 +72,10 @@ def measure(dataset: str) -> None:
     chosen = choose_clips(config, Path(dataset).parent)
     times.append(time.perf_counter())
     clips = [*chosen.train, *chosen.test]
-    cache_key(clips, 16_000, None)
+    cache_key(clips, DecodeOptions(16_000))
     rows = {"train": np.arange(len(chosen.train)), "test": np.arange(len(chosen.train), len(clips))}
     rows["train"], rows["evaluation"] = divide(config, chosen.train, rows["train"], int, [])
-    keys = [clip.audio.same_file_key() for clip in clips]
+    keys = same_file_keys(clips)
     two_labels(clips, keys)
     for alike in (keys, [clip.group for clip in clips]):
         list(trained_too(clips, rows, alike))
