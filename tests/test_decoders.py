@@ -2,6 +2,7 @@
 
 import io
 import struct
+import time
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +210,18 @@ def test_joined_opus_is_read_at_its_own_rate_alone(rate: int, is_read: bool, tmp
     length = LONG * RATE // rate
     assert len(both.waveform) == pytest.approx((1 + is_read) * length, abs=400)
     assert both.notes[0].endswith("is read, too" if is_read else "is not read")
+
+
+@pytest.mark.parametrize(
+    "chunk", [b"data" + bytes(4), b"RIFF\x04\0\0\0WAVEdata" + bytes(4), b"fact" + bytes(4)]
+)
+def test_a_wav_of_very_many_chunks_is_not_looked_at_for_ever(chunk: bytes) -> None:
+    content = wav(FORMAT, (b"data", None, SAMPLES.tobytes()), riff_size=0) + 50_000 * chunk
+    began = time.monotonic()
+    decoded = decode(content, RATE)
+    assert time.monotonic() - began < 10  # each looking at all that follow it would take an hour
+    assert decoded.waveform[: len(SAMPLES)].tolist() == (SAMPLES / np.float32(32_768)).tolist()
+    assert decoded.notes
 
 
 # Damage

@@ -11,7 +11,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -108,8 +107,7 @@ class Processes:
     """Those that are idle. A process that was forked has none of its parent's."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.idle: list[Process] = []
+        self.idle: list[Process] = []  # shared by threads: each is taken and put back at once, without a lock
         os.register_at_fork(after_in_child=self.forget)
         atexit.register(self.end)
 
@@ -122,22 +120,19 @@ class Processes:
             if one.is_alive:
                 with contextlib.suppress(BadAudio):
                     one.ask({"close": True})
-                    with self.lock:
-                        self.idle.append(one)
+                    self.idle.append(one)
 
     def living(self) -> Process | None:
         """An idle one that nobody has ended."""
-        while True:
-            with self.lock:
-                if not self.idle:
-                    return None
+        with contextlib.suppress(IndexError):  # there is none
+            while True:
                 one = self.idle.pop()
-            if one.is_alive:
-                return one
-            one.end()
+                if one.is_alive:
+                    return one
+                one.end()
+        return None
 
     def forget(self) -> None:
-        self.lock = threading.Lock()
         for one in self.idle:
             one.socket.close()
         self.idle = []

@@ -12,11 +12,13 @@ from typing import BinaryIO
 from audiocls.data.ffmpeg import NEARLY_SECONDS
 
 HEADER_BYTES = 12  # RIFF, the size of what follows, WAVE
-MOST_CHUNKS = 2**16  # looked at
+MOST_CHUNKS = 2**13  # looked at
+MOST_BEHIND = 100  # chunks behind the samples
 MOST_BYTES = 2**32 - 2**10  # of samples, which a size of 4 bytes can say
 UNSAID = (0, 2**31 - 1, 2**31, 2**32 - 1)  # sizes that programs write which do not know it
 NEXT = re.compile(rb"RIFF....WAVE", re.DOTALL)
 SEARCHED_BYTES = 2**20  # at a time
+MOST_SEARCHED = 2**30
 LEAST_SECONDS = 0.1  # behind the end, to be spoken of
 
 
@@ -105,6 +107,8 @@ def repaired(file: BinaryIO, *, is_empty: bool = False) -> tuple[Spliced | None,
         if is_other:
             break
         start += 8 + length + (length % 2 if name != b"data" or end < size else 0)
+    else:
+        notes.append(f"what follows its first {MOST_CHUNKS:,} chunks is not read")
     if not format or not stretches:
         return None, []
     bytes_a_second = max(1, int.from_bytes(format[16:20], "little"))
@@ -140,7 +144,8 @@ def says(file: BinaryIO, place: int) -> int:
 
 def next_recording(file: BinaryIO, start: int, size: int) -> int:
     """Where the next recording begins in the file, or its end."""
-    while start < size:
+    last = min(size, start + MOST_SEARCHED)
+    while start < last:
         file.seek(start)
         content = file.read(SEARCHED_BYTES)
         if found := NEXT.search(content):
@@ -154,7 +159,7 @@ def next_recording(file: BinaryIO, start: int, size: int) -> int:
 def chunks_follow(file: BinaryIO, start: int, size: int) -> bool:
     """Whether what follows is chunks, exactly to the file's end."""
     start += start % 2
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MOST_BEHIND):
         if start >= size:
             break
         file.seek(start)
