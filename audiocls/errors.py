@@ -7,6 +7,7 @@ import os
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 OK = 0
 WRONG_USAGE = 2
@@ -62,20 +63,42 @@ def exit_code_of(main: Callable[[], int]) -> int:
             stream.reconfigure(errors="backslashreplace")  # no name or label fails to be printed
     try:
         return main()
-    except UserError as error:
-        says, code = f"error: {error}", error.exit_code
-    except (Stopped, KeyboardInterrupt) as stop:
-        says, code = str(stop) or "stopped", STOPPED
     except BrokenPipeError:  # the reader of our output left (`infer.py ... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left has nowhere to go
         return INPUT_OUTPUT_FAILED
-    except OSError as error:
-        if error.errno not in DISK_FAILED:
+    except (Exception, Stopped, KeyboardInterrupt) as error:
+        if (ending := ending_of(error)) is None:
+            if rank := os.environ.get("RANK"):  # before it could tell the others, see distributed.joined
+                print(one_line(f"error: rank {rank}: {reason(error)}"), file=sys.stderr)
             raise
-        says = f"error: {error.filename or 'the output'} could not be written: {error.strerror}."
-        code = INPUT_OUTPUT_FAILED
-    print(one_line(says), file=sys.stderr)
-    return code
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # on each machine once, where ranks have not met yet
+            print(one_line(ending.says), file=sys.stderr)
+        return ending.exit_code
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks for those that torchrun started, before they have joined; alone it does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+class Ending(NamedTuple):
+    """How a process ends, where that is no bug."""
+
+    says: str
+    exit_code: int
+
+
+def ending_of(error: BaseException) -> Ending | None:
+    """What an exception means to the user; None where it is a bug, whose traceback is printed."""
+    match error:
+        case UserError():
+            return Ending(f"error: {error}", error.exit_code)
+        case Stopped() | KeyboardInterrupt():
+            return Ending(str(error) or "stopped", STOPPED)
+        case OSError() if error.errno in DISK_FAILED:
+            what = error.filename or "the output"
+            return Ending(f"error: {what} could not be written: {error.strerror}.", INPUT_OUTPUT_FAILED)
+    return None
 
 
 def open_standard_streams() -> None:
@@ -113,7 +136,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return is_named or any(words in str(error) for words in said)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """An error's kind and the first line of what it says."""
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 

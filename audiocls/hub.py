@@ -30,7 +30,7 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
     None where the Hub is out of reach, or not to be asked (HF_HUB_OFFLINE=1): from then on this process uses
     only what the Hub's local cache holds. Raises UserError where there is no such repository or revision.
     """
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -56,9 +56,16 @@ def commit_of(kind: Literal["model", "dataset"], name: str, revision: str | None
             "`hf auth login`.)"
         ) from None
     except Exception as error:  # the client lets several libraries' errors through: no useful answer
-        constants.HF_HUB_OFFLINE = True
-        _no_answer.append(reason(error))
+        use_local_cache(reason(error))
         return None
+
+
+def use_local_cache(why: str) -> None:
+    """From now on this process does not ask the Hub."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    _no_answer.append(why)
 
 
 def hub_file(name: str, filename: str, revision: str | None) -> Path | None:

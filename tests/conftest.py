@@ -36,6 +36,7 @@ import torch
 from audiocls.config import TrainConfig
 from audiocls.data.collators import Batch, Collator, WaveformCollator
 from audiocls.data.prepare import RunData, prepare_data
+from audiocls.distributed import ALONE, Ranks
 from audiocls.errors import Stopped
 from audiocls.hub import quiet_transformers
 from audiocls.log.profiling import StepProfiler
@@ -303,6 +304,7 @@ class Lab:
         *,
         with_finish: bool = False,
         profiler: StepProfiler | None = None,
+        ranks: Ranks = ALONE,
         **settings: Any,
     ) -> Run:
         """The real loop on the CPU, without the command line.
@@ -313,13 +315,13 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         defaults = {"device": "cpu", "precision": "fp32", "log_every": 1, "num_workers": 0}
         config, device = TrainConfig(**defaults | settings), torch.device("cpu")
-        with RunLog(folder, profiler) as log:
+        with RunLog(folder if ranks.is_first else None, profiler) as log:
             try:
-                state = train(config, loaded, data, device, folder, log, self.stop)
+                state = train(config, loaded, data, device, folder, log, self.stop, ranks)
             except Stopped:
                 return Run(None, loaded, folder)
             if with_finish:
-                finish(config, loaded, data, device, folder, log, self.stop, state)
+                finish(config, loaded, data, device, folder, log, self.stop, state, ranks)
         return Run(state, loaded, folder)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from audiocls.data.batch_plan import BatchPlan, in_batches
+from audiocls.data.batch_plan import BatchPlan, Step, in_batches
 from audiocls.data.cache import InMemory
 from audiocls.data.collators import Example, WaveformCollator, length_grid, length_quantiles
 from audiocls.data.loader import ClipDataset, step_batches
@@ -115,7 +115,9 @@ def test_a_step_comes_with_the_batches_of_its_own_clips(num_workers: int, leave_
     )
     places = []
     for step, batches in steps:
-        labels = [batch.labels.tolist() for batch in itertools.islice(batches, 1 if leave_early else None)]
+        some = list(itertools.islice(batches, 1 if leave_early else None))
+        labels = [batch.labels.tolist() for _, batch, _ in some]
+        assert [(number, is_last) for number, _, is_last in some] == [(0, False), (1, True)][: len(some)]
         expected = [[draw % 30 for draw in draws] for draws in step.micro_batches]
         assert labels == (expected[:1] if leave_early else expected)
         assert step.num_clips == sum(map(len, expected))
@@ -230,3 +232,28 @@ def test_without_balance_a_draw_is_the_epoch_times_the_clips_plus_the_clip() -> 
     plan = BatchPlan(10, 4, 4, seed=0, epochs=2)
     for step in plan.steps_from(0, 0):
         assert {draw // 10 for part in step.micro_batches for draw in part} == {step.epoch}
+
+
+# Ranks
+
+
+def test_ranks_share_a_steps_micro_batches_alike_in_padded_audio() -> None:
+    lengths = lengths_of(4_000)
+    plan = BatchPlan(4_000, 16, 256, seed=0, epochs=1, lengths=lengths)
+    for world_size in (2, 3, 4, 8):
+        for step in plan.steps_from(0, 0):
+            dealt = step.dealt(world_size, lengths)
+            assert sorted(itertools.chain(*dealt)) == list(range(len(step.micro_batches)))
+            assert max(map(len, dealt)) == -(-len(step.micro_batches) // world_size)
+            work = [sum(step.padded_samples(number, lengths) for number in numbers) for numbers in dealt]
+            largest = max(step.padded_samples(number, lengths) for number in range(len(step.micro_batches)))
+            assert max(work) - min(work) <= largest
+
+
+def test_every_rank_has_a_micro_batch_where_there_are_enough() -> None:
+    lengths = np.array([1, 1, 1, 1, 100])
+    step = Step(0, 0, [[0], [1], [2], [3], [4]])
+    assert step.dealt(2, lengths) == [[3, 4], [0, 1, 2]]  # no more than three each
+    assert step.dealt(3, lengths) == [[4], [0, 2], [1, 3]]
+    assert sorted(map(len, step.dealt(5, lengths))) == [1] * 5
+    assert sorted(map(len, step.dealt(7, lengths))) == [0, 0, 1, 1, 1, 1, 1]

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from data_helpers import ROOT, assert_one_line_error, write_wav
 from hub_content import INTENTS, write_minds14, write_tiny_wav2vec2
 from hub_server import HubServer, Request
 from huggingface_hub import ModelCard
+from rank_helpers import environment as ranks_environment
+from rank_helpers import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -184,6 +187,24 @@ def without_hub(guide: Guide, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 # The guide's run
+
+
+def test_two_ranks_ask_the_hub_no_more_than_one_process(guide: Guide, hub: HubServer, tmp_path: Path) -> None:
+    environment = {**hub.environment(tmp_path / "huggingface"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    asked_before, port = len(hub.requests), free_port()
+    arguments = [str(ROOT / "train.py"), "--max-steps", "2"]
+    ranks = [start(arguments, environment | ranks_environment(rank, 2, port), tmp_path) for rank in range(2)]
+    first, second = map(finish, ranks)
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert Counter(hub.requests[asked_before:]) == Counter(guide.requests)
+    run_folder = tmp_path / "runs" / "minds14-wav2vec2-base"
+    names = ("split_fingerprint", "hub_commits", "clips", "label2id")
+    ours, theirs = (json.loads((folder / "run.json").read_text()) for folder in (run_folder, guide.folder))
+    assert [ours[name] for name in names] == [theirs[name] for name in names]
+    assert ours["world_size"] == 2
+    # Decoded once: where the second rank found other clips, there would be another cache.
+    assert len(list((tmp_path / "cache" / "audiocls" / "waveforms").iterdir())) == 1
+    assert not second.stdout
 
 
 def test_train_without_flags_runs_the_guide_and_writes_a_run_folder(guide: Guide) -> None:

@@ -1,7 +1,7 @@
 """Which clips make which optimizer step: a pure function of lengths, seed, epoch and step size.
 
 The position in a run is then a handful of integers: workers and interruptions cannot change what is trained
-on. Micro-batches only divide a step.
+on. Micro-batches only divide a step, and ranks only divide its micro-batches.
 """
 
 from collections import Counter
@@ -26,6 +26,34 @@ class Step:
     @property
     def num_clips(self) -> int:
         return sum(map(len, self.micro_batches))
+
+    def dealt(self, world_size: int, lengths: np.ndarray) -> list[list[int]]:
+        """The numbers of the micro-batches that each rank computes, alike in seconds, padding included.
+
+        `lengths`, int64 [clips], are in samples. As far as they go there is one for each rank at least.
+        """
+        work = [self.padded_samples(number, lengths) for number in range(len(self.micro_batches))]
+        most = -(-len(work) // world_size)
+        dealt: list[list[int]] = [[] for _ in range(world_size)]
+        for number in sorted(range(len(work)), key=lambda number: -work[number]):  # the largest first
+            free = [rank for rank in range(world_size) if len(dealt[rank]) < most]
+            dealt[min(free, key=lambda rank: sum(work[one] for one in dealt[rank]))].append(number)
+        return [sorted(numbers) for numbers in dealt]
+
+    def share_of(self, rank: int, world_size: int, lengths: np.ndarray) -> tuple[list[int], bool]:
+        """The numbers of a rank's micro-batches, and whether they count.
+
+        A rank for which there is none repeats the smallest, which then does not.
+        """
+        if own := self.dealt(world_size, lengths)[rank]:
+            return own, True
+        numbers = range(len(self.micro_batches))
+        return [min(numbers, key=lambda number: self.padded_samples(number, lengths))], False
+
+    def padded_samples(self, number: int, lengths: np.ndarray) -> int:
+        """A micro-batch's clips times its longest."""
+        draws = np.array(self.micro_batches[number])
+        return len(draws) * int(lengths[draws % len(lengths)].max())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,7 +21,9 @@ from audiocls.data.stores import Store
 from audiocls.data.workers import Task, WorkerLost, begin, unwrapped, watched
 from audiocls.devices import available_cores
 from audiocls.errors import InputOutputFailed, named
-from audiocls.signals import StopSignal
+from audiocls.signals import Stop
+
+IGNORED = -100  # as a label: cross-entropy leaves such a clip out
 
 
 class Request(NamedTuple):
@@ -108,20 +111,42 @@ def step_batches(
     *,
     num_workers: int | None,
     device: torch.device,
-    stop: StopSignal | None = None,
-) -> Iterator[tuple[Step, Iterator[Batch]]]:
-    """Each of `steps`, with a Batch for each of its micro-batches; the rest is as for `load_batches`.
+    stop: Stop | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[Step, Iterator[tuple[int, Batch, bool]]]]:
+    """Each of `steps`, with each of a rank's micro-batches: its number, the Batch, whether it is the last.
 
-    Batches of a step that are not asked for are passed over: the next step has its own all the same.
+    The rest is as for `load_batches`.
+
+    A rank without one repeats the step's smallest, of which no clip counts. Batches of a step that are not
+    asked for are passed over: the next step has its own all the same.
     """
-    steps, ahead = itertools.tee(steps)
-    draws = (micro_batch for step in ahead for micro_batch in step.micro_batches)
+    lengths = clips.num_samples if world_size > 1 else None
+
+    def dealt(step: Step) -> tuple[Step, list[int], bool]:
+        if lengths is None:
+            return step, list(range(len(step.micro_batches))), True
+        return step, *step.share_of(rank, world_size, lengths)
+
+    ours, ahead = itertools.tee(map(dealt, steps))
+    draws = (step.micro_batches[number] for step, numbers, _ in ahead for number in numbers)
     batches = load_batches(clips, draws, collate, num_workers=num_workers, device=device, stop=stop)
-    for step in steps:
-        own = itertools.islice(batches, len(step.micro_batches))
-        yield step, own
+    for step, numbers, count in ours:
+        own = itertools.islice(batches, len(numbers))
+        weighed = own if count else map(of_no_weight, own)
+        last = numbers[-1]
+        pairs = zip(numbers, weighed, strict=False)  # the batches may end early
+        yield step, ((number, batch, number == last) for number, batch in pairs)
         for _ in own:
             pass
+
+
+def of_no_weight(batch: Batch) -> Batch:
+    """The batch with no clip that counts: its loss and its gradient are 0."""
+    return dataclasses.replace(
+        batch, labels=torch.full_like(batch.labels, IGNORED), num_samples=0, padding_samples=0
+    )
 
 
 def load_batches(
@@ -131,7 +156,7 @@ def load_batches(
     *,
     num_workers: int | None,
     device: torch.device,
-    stop: StopSignal | None = None,
+    stop: Stop | None = None,
 ) -> Iterator[Batch]:
     """A Batch of the clips of each list of draws, in their order, put together for `device`.
 
@@ -173,12 +198,13 @@ def load_batches(
 
 
 def usual_workers(device: torch.device) -> int:
-    """None for a CPU, whose cores they would take. For a GPU two, or four where there are cores for them.
+    """None for a CPU, whose cores they would take. For a GPU two, or four where it has cores for them.
 
     Beside an H200 two gave 7,300 seconds of audio a second in clips of 1 s, and four 12,900: more than it
     trains on (benchmarks/gpu/bench.py).
     """
-    return 0 if device.type != "cuda" else 4 if available_cores() >= 8 else 2
+    num_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # which share the machine
+    return 0 if device.type != "cuda" else 4 if available_cores() >= 8 * num_ranks else 2
 
 
 def how_to_start() -> str:

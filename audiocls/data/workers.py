@@ -22,7 +22,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from audiocls.errors import reason
-from audiocls.signals import STOP_SIGNALS, StopSignal, stop_signals_blocked
+from audiocls.signals import STOP_SIGNALS, Stop, stop_signals_blocked
 
 LONGEST_WAIT_SECONDS = 120.0  # for one batch
 DEAD_WORKER = ("DataLoader worker", "Pin memory thread")  # how torch says that it found one dead
@@ -93,7 +93,7 @@ class WorkerLost(Exception):
         self.at_start = at_start  # by itself, before any of them gave a batch
 
 
-def watched(loader: DataLoader, stop: StopSignal | None) -> Iterator[Any]:
+def watched(loader: DataLoader, stop: Stop | None) -> Iterator[Any]:
     """The batches of a loader with workers, which end with this generator.
 
     Raises WorkerLost, or what a worker raised. The loader's `worker_init_fn` must be `begin`. Where a batch

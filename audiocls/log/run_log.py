@@ -55,7 +55,7 @@ class SinceLastLog:
 class RunLog:
     """metrics.jsonl, the lines on the terminal, the bar, the trackers, and where the time goes."""
 
-    run_folder: Path
+    run_folder: Path | None  # None: nothing is written or said, as on all ranks but the first
     profiler: StepProfiler | None = None
     alarm: ChanceAlarm | None = None  # asked after each evaluation whether there is something to say
     estimate: TimeEstimate | None = None  # asked after each step, as is the next
@@ -68,11 +68,13 @@ class RunLog:
     seconds: dict[str, float] = field(default_factory=dict)  # of each phase, in this process
 
     def __post_init__(self) -> None:
-        self.path = self.run_folder / "metrics.jsonl"
+        self.path = self.run_folder / "metrics.jsonl" if self.run_folder else None
         self.phase = self.profiler.phase if self.profiler else Phases()
 
     def start(self, total_steps: int, step: int, log_bytes: int) -> None:
         """Begin at `step`, with metrics.jsonl cut to `log_bytes`, its length when that step was saved."""
+        if self.path is None:
+            return
         with failing_as(self.path), self.path.open("ab") as file:
             file.truncate(log_bytes)
         self.total_steps, self.num_bytes = total_steps, log_bytes
@@ -140,6 +142,8 @@ class RunLog:
 
     def record(self, kind: str, note: str = "", **values: Any) -> None:
         """Write one record to metrics.jsonl, and say it in a line that ends with `note`."""
+        if self.path is None:
+            return
         # JSON has no word for NaN and infinity.
         broken = [
             key for key, value in values.items() if isinstance(value, float) and not math.isfinite(value)

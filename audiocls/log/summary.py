@@ -10,6 +10,7 @@ import torch
 from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
+from audiocls.distributed import ALONE, Ranks
 from audiocls.flags import as_typed
 from audiocls.log.advice import SpeedNote
 from audiocls.log.chance_alarm import ChanceAlarm
@@ -24,7 +25,12 @@ from audiocls.streams import say
 
 
 def say_start(
-    config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
+    config: TrainConfig,
+    data: RunData,
+    loaded: LoadedModel,
+    device: torch.device,
+    run_folder: Path,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Print data set, model, precision and batch sizes, and a note about anything surprising."""
     settings = [as_typed(name, getattr(config, name)) for name in RECIPES[config.recipe].settings]
@@ -51,10 +57,14 @@ def say_start(
     stock = f"transformers' own {loaded.backbone.config.model_type}"
     code = stock if loaded.backbone.is_stock else "audiocls/model/encoder.py"
     say(f"forward pass: {code}, in which padding {padding}")
+    on_ranks = f"{ranks.world_size} ranks, each on " if ranks.world_size > 1 else ""
     say(
-        f"steps of {config.clips_per_step} clips, {config.micro_batch_size} at a time, on "
+        f"steps of {config.clips_per_step} clips, {config.micro_batch_size} at a time, on {on_ranks}"
         f"{device_name(device)} in {pick_precision(config.precision, device)}"
     )
+    if (busy := -(-config.clips_per_step // config.micro_batch_size)) < ranks.world_size:
+        idle, size = ranks.world_size - busy, -(-config.clips_per_step // ranks.world_size)
+        say(f"note: {idle} of {ranks.world_size} ranks repeat what others do: give --batch-size {size}")
     if device.type == "cpu" and pick_precision(config.precision, device) != "fp32":
         say(f"note: {config.precision} is slower than fp32 on most CPUs")
     if device.type != "cuda" and config.precision == "tf32":
@@ -63,9 +73,16 @@ def say_start(
 
 
 def open_log(
-    config: TrainConfig, data: RunData, loaded: LoadedModel, device: torch.device, run_folder: Path
+    config: TrainConfig,
+    data: RunData,
+    loaded: LoadedModel,
+    device: torch.device,
+    run_folder: Path,
+    ranks: Ranks = ALONE,
 ) -> RunLog:
-    """The run's log, with what `--profile` and `--log-to` ask for."""
+    """The run's log, with what `--profile` and `--log-to` ask for; of all ranks but the first an idle one."""
+    if not ranks.is_first:
+        return RunLog(None)
     sizes = np.bincount(data.evaluation.labels, minlength=len(data.labels))
     decoded, rows = data.train.decoded, data.train.rows
     alarm = ChanceAlarm(
@@ -82,12 +99,13 @@ def open_log(
     backbone = loaded.backbone
 
     def flops_of(seconds: float) -> dict[str, float]:
-        return training_flops_by_part(
+        by_part = training_flops_by_part(
             backbone.config,
             seconds * backbone.sampling_rate,
             freeze=config.freeze,
             is_cached=config.cache_features,
         )
+        return {part: flops / ranks.world_size for part, flops in by_part.items()}  # this one's share
 
     precision = pick_precision(config.precision, device)
     can_capture = backbone.is_alike_each_time and not config.activation_checkpointing

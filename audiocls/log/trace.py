@@ -10,6 +10,8 @@ from torch.autograd import DeviceType
 
 from audiocls.log.phases import BESIDE_STEPS
 
+WRAPPED = "DistributedDataParallel.forward"  # torch's own range around a model's
+
 
 @dataclass
 class Part:
@@ -38,7 +40,10 @@ def part_times(events: Iterable[Any], *, on_gpu: bool) -> dict[str, Part]:
         return (event.device_time_total if on_gpu else event.cpu_time_total) / 1e6
 
     for event in events:
-        if not (event.is_user_annotation and event.cpu_parent and event.cpu_parent.name == "forward"):
+        above = event.cpu_parent
+        if above and above.name == WRAPPED:  # of several ranks
+            above = above.cpu_parent
+        if event.name == WRAPPED or not (event.is_user_annotation and above and above.name == "forward"):
             continue
         part = parts.setdefault(event.name, Part())
         part.forward_seconds += seconds(event)

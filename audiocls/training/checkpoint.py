@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from audiocls.distributed import Ranks
 from audiocls.errors import InputOutputFailed, reason
 from audiocls.log.run_log import SinceLastLog
 from audiocls.model.backbone import LoadedModel
@@ -162,6 +163,25 @@ def load_newest(
         )
     say(f"{run_folder} holds no checkpoint yet: starting at step 0")
     return TrainState()
+
+
+def share(
+    ranks: Ranks, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, state: TrainState
+) -> TrainState:
+    """What the first rank has loaded, on all: state, optimizer and scaler. Weights `Ranks.wrapped` shares."""
+    if ranks.world_size == 1:
+        return state
+    state = ranks.decide(lambda: state)
+    scaler.load_state_dict(ranks.decide(scaler.state_dict))
+    own = optimizer_tensors(model, optimizer)
+    devices = {name: parameter.device for name, parameter in model.named_parameters()}
+    tensors: dict[str, Tensor] = {}
+    for name in ranks.decide(lambda: list(own)):  # one by one: all of them may be gigabytes
+        tensor = ranks.decide(own[name].cpu if ranks.is_first else Tensor)
+        tensors[name] = tensor.to(devices[name.rpartition("/")[0]])
+    if tensors and not ranks.is_first:
+        load_optimizer_tensors(model, optimizer, tensors)
+    return state
 
 
 class Checkpoint(NamedTuple):

@@ -1,5 +1,6 @@
 """Exact evaluation: every clip once, sums and counts divided at the end."""
 
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from audiocls.data.collators import Batch
 from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast
+from audiocls.distributed import ALONE, Ranks
 from audiocls.metrics import all_scores
 from audiocls.signals import StopSignal
 from audiocls.storage import failing_as, write_text
@@ -44,25 +46,29 @@ def evaluate(
     device: torch.device,
     precision: str,
     stop: StopSignal | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation | None:
-    """Score `model` on every clip of `batches`; the model is left in the mode it came in.
+    """Score `model` on every clip of the ranks' `batches`; the model is left in the mode it came in.
 
-    None where `stop` was requested meanwhile, for which `batches` end early.
+    Ranks take the batches in turns, and each gets the scores of all clips. None where `stop` was requested
+    meanwhile on any of them, for which its `batches` end early.
     """
     was_training = model.training
     model.eval()
-    all_logits, all_labels = [], []
+    outputs = []
     for batch in batches:
         batch = batch.to(device)
         with autocast(device, precision):
             logits = model(**batch.inputs)
-        all_logits.append(logits.float())
-        all_labels.append(batch.labels)
+        outputs.append((logits.float(), batch.labels))
     model.train(was_training)
-    if stop is not None and stop.requested:
+    own = [(logits.cpu(), labels.cpu()) for logits, labels in outputs]
+    stopped, of_ranks = zip(*ranks.gather((stop is not None and stop.requested, own)), strict=True)
+    if any(stopped):
         return None
 
-    logits, labels = torch.cat(all_logits).cpu(), torch.cat(all_labels).cpu()
+    in_order = [batch for turn in itertools.zip_longest(*of_ranks) for batch in turn if batch is not None]
+    logits, labels = map(torch.cat, zip(*in_order, strict=True))
     loss, probabilities = F.cross_entropy(logits.double(), labels).item(), logits.softmax(-1).numpy()
     scores = {"loss": loss, **all_scores(labels.numpy(), probabilities), "num_clips": len(labels)}
     return Evaluation(scores, probabilities)

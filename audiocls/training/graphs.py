@@ -111,10 +111,12 @@ def copy(batch: Batch, into: Batch) -> None:
     into.labels.copy_(batch.labels)
 
 
-def check_can_capture(backbone: Backbone, device: torch.device) -> None:
-    """Raises UserError where a micro-batch is not the same kernels each time, or there is no CUDA GPU."""
+def check_can_capture(backbone: Backbone, device: torch.device, world_size: int = 1) -> None:
+    """Raises UserError where a micro-batch is not the same kernels each time, or not on one CUDA GPU."""
     if device.type != "cuda":
         why = f"they are made on a CUDA GPU, not on {device.type}"
+    elif world_size > 1:
+        why = "of several GPUs they would have to hold the exchange of gradients, too"
     elif backbone.is_stock:
         why = f"transformers' own {backbone.config.model_type} runs, which may wait for the GPU"
     elif not backbone.is_alike_each_time:

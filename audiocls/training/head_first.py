@@ -51,7 +51,7 @@ def train_head_first(
     batches = step_batches(clips, plan.steps_from(0, 0), above.collator(), num_workers=0, device=device)
     factors = learning_rate_factor(torch.arange(STEPS, device=device), STEPS, WARMUP_RATIO, "linear")
     losses = torch.zeros(STEPS, device=device)
-    for number, (step, (batch,)) in enumerate(batches):
+    for number, (step, ((_, batch, _),)) in enumerate(batches):
         set_learning_rates(optimizer, factors[number])
         batch = batch.to(device)
         logits = model(**batch.inputs)

@@ -19,13 +19,14 @@ from audiocls.data.collators import Batch, length_grid, length_quantiles
 from audiocls.data.loader import ClipDataset, load_batches, step_batches
 from audiocls.data.prepare import RunData
 from audiocls.devices import Readback, autocast, pick_precision
+from audiocls.distributed import ALONE, Ranks
 from audiocls.errors import NumbersBroke, Stopped, UserError, number_of
 from audiocls.log.phases import StepFacts
 from audiocls.log.run_log import RunLog, SinceLastLog
 from audiocls.model.backbone import LoadedModel
 from audiocls.signals import StopSignal
 from audiocls.streams import say
-from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint
+from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint, share
 from audiocls.training.evaluation import evaluate, is_better, keep_test_predictions, prediction_lines
 from audiocls.training.graphs import Graphs
 from audiocls.training.loss import loss_sum
@@ -47,10 +48,8 @@ class InFlight:
 
     step: int
     passes: float  # over the training clips, with this step
-    numbers: Readback  # the summed loss, the gradient's norm, the steps taken so far
     num_clips: int
-    audio_seconds: float
-    padding_seconds: float
+    numbers: Readback  # sums over ranks as the loop makes them; the gradient's norm; the steps taken so far
 
 
 def train(
@@ -61,8 +60,11 @@ def train(
     run_folder: Path,
     log: RunLog,
     stop: StopSignal,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Train to the end of the plan, from its beginning or, with `config.resume`, from the newest checkpoint.
+
+    Each of several ranks computes some of a step's micro-batches; the first one writes.
 
     Raises Stopped after a signal, with everything up to the last whole optimizer step saved; NumbersBroke
     where the loss or the gradient is not finite again and again.
@@ -83,7 +85,11 @@ def train(
         balanced_labels=data.train.labels if config.balance_classes == "yes" else None,
         max_batch_samples=round(max_seconds * backbone.sampling_rate) if max_seconds else None,
     )
-    state = load_newest(run_folder, model, optimizer, scaler) if config.resume else TrainState()
+    state = TrainState()
+    if config.resume and ranks.is_first:
+        state = load_newest(run_folder, model, optimizer, scaler)
+    state = share(ranks, model, optimizer, scaler, state)
+    replica = ranks.wrapped(model)
     if state.step > plan.total_steps:
         raise UserError(
             f"The run has gone through {state.step} steps, more than {plan.total_steps}: ask for more."
@@ -95,7 +101,8 @@ def train(
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
     state.total_steps = plan.total_steps
     began = time.perf_counter() - state.wall_seconds  # as if it had never been interrupted
-    last_save = time.perf_counter()
+    last_save, since_save = time.perf_counter(), 0.0
+    agreed = stop if ranks.world_size == 1 else Agreed()  # once all ranks know of a stop signal to one
     phase = log.phase  # names what the loop is doing, for the bar and --profile
 
     schedule = plan.total_steps, config.warmup_ratio, config.lr_scheduler
@@ -104,17 +111,20 @@ def train(
 
     def settle(leave: int = 0) -> None:
         """Wait for the numbers of the steps in flight, and log them; those of the newest `leave` may wait."""
+        nonlocal since_save
         while len(in_flight) > leave:
             done = in_flight.popleft()
             phase("device wait")  # the step's only one
-            loss, norm, taken = done.numbers.wait().tolist()
+            loss, samples, padding, stops, since_save, norm, taken = done.numbers.wait().tolist()
+            agreed.requested |= stops > 0
             factor = learning_rate_factor(torch.tensor(state.steps_taken), *schedule)
             rates = learning_rates(optimizer, factor.item())
             is_skipped = taken == state.steps_taken
             state.non_finite_in_a_row = state.non_finite_in_a_row + 1 if is_skipped else 0
             state.steps_taken = int(taken)
             seconds = log.take_step_seconds()
-            facts = StepFacts(loss, done.num_clips, done.audio_seconds, done.padding_seconds, seconds)
+            rate = backbone.sampling_rate
+            facts = StepFacts(loss, done.num_clips, samples / rate, padding / rate, seconds)
             state.since_last_log.add(facts)
             log.advance(facts, state.since_last_log, rates)
             phase("between steps")
@@ -128,48 +138,61 @@ def train(
                 state.since_last_log = SinceLastLog()
 
     def save(predictions: str | None = None) -> None:
-        nonlocal last_save
+        nonlocal last_save, since_save
         settle()
         phase("save")
-        last_save = time.perf_counter()
+        last_save, since_save = time.perf_counter(), 0.0
         state.wall_seconds = last_save - began
         state.log_bytes = log.num_bytes
         keep = config.save_total_limit
-        save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
+        if ranks.is_first:
+            save_checkpoint(run_folder, loaded, optimizer, scaler, state, keep=keep, predictions=predictions)
 
     def save_and_leave() -> NoReturn:
         save()
+        ranks.decide(lambda: None)  # the first one has saved by now: it ends when the others do
         raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
 
     def evaluate_and_save() -> None:
         settle()
+        if agreed.requested:
+            save_and_leave()
         phase("evaluation")
-        batches = evaluation_batches(config, data, data.evaluation, loaded, device, stop)
-        result = evaluate(model, batches, device, precision, stop)  # leaves the model training
+        ranks.share(model.buffers())  # BatchNorm's statistics are of each rank's own clips
+        batches = evaluation_batches(config, data, data.evaluation, loaded, device, stop, ranks)
+        result = evaluate(model, batches, device, precision, stop, ranks)  # leaves the model training
         if result is None:  # a stop was requested meanwhile: --resume evaluates again
             save_and_leave()
         passes = plan.passes(state.epoch, state.step_in_epoch)
-        is_best = is_better(result.scores, state.best_score, config.best_metric)
+        is_best = ranks.decide(lambda: is_better(result.scores, state.best_score, config.best_metric))
         if is_best:
             state.best_score = result.scores[config.best_metric]
             state.best_step, state.best_epoch = state.step, passes
         log.evaluation(state.step, passes, result.scores, config.best_metric, state.best_score, is_best)
         state.evaluation_is_due = False
         save(predictions=prediction_lines("evaluation", data.evaluation, result) if is_best else None)
-        if is_best:
+        if is_best and ranks.is_first:
             export_best(run_folder, state.step)
 
     # Draws SpecAugment's masks, too.
     edges = lengths_to_pad_to(config, data, data.train, loaded, device)
     collate = loaded.training_collator(config.seed, edges)
     to_come = plan.steps_from(state.epoch, state.step_in_epoch)
-    workers = config.num_workers
-    steps = step_batches(data.train, to_come, collate, num_workers=workers, device=device, stop=stop)
+    steps = step_batches(
+        data.train,
+        to_come,
+        collate,
+        num_workers=config.num_workers,
+        device=device,
+        stop=agreed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
 
     def forward_backward(batch: Batch, num_clips: int) -> Tensor:
         """Add a micro-batch's part to the gradient; returns the sum of its losses."""
         with autocast(device, precision):
-            logits = model(**batch.inputs)
+            logits = replica(**batch.inputs)
         summed_loss = loss_sum(logits, batch.labels, config.label_smoothing)
 
         phase("backward")
@@ -197,7 +220,7 @@ def train(
         audio_samples = padding_samples = 0
 
         phase("data wait")
-        for number, batch in enumerate(batches):  # no more of them come once a stop is requested
+        for number, batch, is_ranks_last in batches:  # no more of them come once a stop is agreed
             audio_samples += batch.num_samples
             padding_samples += batch.padding_samples
 
@@ -206,17 +229,20 @@ def train(
 
             phase("forward")
             seed_everything(config.seed, state.step, number, device)
-            step_loss += forward_backward(batch, step.num_clips)
+            with ranks.exchanging(replica, when=is_ranks_last):
+                step_loss += forward_backward(batch, step.num_clips)
             phase("data wait")
 
-        if stop.requested:  # an unfinished step is discarded: --resume begins it again
+        if agreed.requested:  # an unfinished step is discarded: --resume begins it again
             save_and_leave()
 
         phase("clipping")
         scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(model.parameters(), config.max_grad_norm or math.inf)
         phase("optimizer")
-        is_finite = torch.isfinite(step_loss + grad_norm)
+        clock = time.perf_counter() - last_save if ranks.is_first else 0.0
+        sums = ranks.sum(step_loss, audio_samples, padding_samples, stop.requested, clock)
+        is_finite = torch.isfinite(sums[0] + grad_norm)
         take_step(optimizer, is_finite)
         steps_taken += is_finite
         scaler.update()
@@ -228,24 +254,30 @@ def train(
             InFlight(
                 step=state.step,
                 passes=plan.passes(state.epoch, state.step_in_epoch),
-                numbers=Readback(torch.stack([step_loss, grad_norm, steps_taken])),
                 num_clips=step.num_clips,
-                audio_seconds=audio_samples / backbone.sampling_rate,
-                padding_seconds=padding_samples / backbone.sampling_rate,
+                numbers=Readback(torch.cat([sums, torch.stack([grad_norm, steps_taken])])),
             )
         )
         settle(leave=steps_behind(device))
 
         is_last = state.step == plan.total_steps
         ends_epoch = state.step_in_epoch == plan.steps_per_epoch
-        since_save = time.perf_counter() - last_save
         state.evaluation_is_due = is_last or is_due(config.eval_every, state.step, ends_epoch)
         if state.evaluation_is_due:
             evaluate_and_save()
         elif is_due(config.checkpoint_every, state.step, ends_epoch, since_save):
             save()
+    if any(ranks.gather(stop.requested)):
+        stop.requested = True
     stop.undefer()  # a stop that came in the last evaluation ends the run: --resume does the test
     return state
+
+
+@dataclass
+class Agreed:
+    """Whether to stop, of several ranks: each learns it with the numbers of the same step."""
+
+    requested: bool = False
 
 
 def steps_behind(device: torch.device) -> int:
@@ -274,6 +306,7 @@ def finish(
     log: RunLog,
     stop: StopSignal,
     state: TrainState,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Score the test set, where there is one: once, with the best weights. Then write the last record.
 
@@ -286,14 +319,17 @@ def finish(
         )
     log.phase("evaluation")
     if data.test is not None:
-        loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
-        batches = evaluation_batches(config, data, data.test, loaded, device, stop)
+        if ranks.is_first:
+            loaded.model.load_state_dict(load_file(run_folder / "best" / "model.safetensors"))
+        ranks.share(loaded.model.state_dict().values())
+        batches = evaluation_batches(config, data, data.test, loaded, device, stop, ranks)
         precision = pick_precision(config.precision, device)
-        result = evaluate(loaded.model, batches, device, precision, stop)
+        result = evaluate(loaded.model, batches, device, precision, stop, ranks)
         if result is None:
             raise Stopped("stopped after the last step: --resume finishes the run")
         log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
-        keep_test_predictions(run_folder, prediction_lines("test", data.test, result))
+        if ranks.is_first:
+            keep_test_predictions(run_folder, prediction_lines("test", data.test, result))
     log.record(
         "end",
         step=state.step,
@@ -314,9 +350,11 @@ def evaluation_batches(
     loaded: LoadedModel,
     device: torch.device,
     stop: StopSignal | None = None,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Batch]:
-    """Batches of all clips, in their order; they end early once `stop` is requested."""
+    """Batches of all clips, in their order, which ranks take in turns; they end early at a stop signal."""
     draws = in_batches(list(range(len(clips))), config.eval_batch_size or config.micro_batch_size)
+    draws = draws[ranks.rank :: ranks.world_size]
     collate = loaded.collator(lengths_to_pad_to(config, data, clips, loaded, device))
     return load_batches(clips, draws, collate, num_workers=config.num_workers, device=device, stop=stop)
 

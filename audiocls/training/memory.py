@@ -13,12 +13,14 @@ from audiocls.config import TrainConfig
 from audiocls.data.collators import Batch
 from audiocls.data.loader import ClipDataset
 from audiocls.devices import autocast, pick_precision
+from audiocls.distributed import ALONE, Ranks
 from audiocls.errors import OutOfMemory, is_out_of_memory, number_of
 from audiocls.model.backbone import LoadedModel
 from audiocls.streams import say
 from audiocls.training.loss import loss_sum
 
 HIGHEST_SHARE = 0.9  # of the GPU's memory that a trial may take: what is free lies in pieces
+LEAST_SECONDS = 100  # of audio, which a GPU computes about as fast as its host asks for it (docs/scaling.md)
 PLAIN_SHARE = 0.5  # of the memory that is free: what fits into this needs no trial
 WITH_TEMPORARIES = 1.5  # what training takes, as a multiple of what is kept for the backward pass
 
@@ -29,25 +31,30 @@ def fit_batch_size(
     clips: ClipDataset,
     device: torch.device,
     before: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> TrainConfig:
     """The config with a number for `--batch-size auto`: the same steps, in micro-batches that fit.
 
-    On a GPU that is the whole step, where it plainly fits, or as much of it as is found to fit by trying;
-    elsewhere the usual. A run that goes on has what it had `before`. Raises OutOfMemory where not even one
-    clip fits.
+    On a GPU that is a rank's share of the step, where it plainly fits, or as much of it as is found to fit by
+    trying, on all ranks; elsewhere the usual, or the share. A run that goes on has what it had
+    `before`. Raises OutOfMemory where not even one clip fits.
     """
     if config.batch_size != "auto":
         return config
-    size = before or min(config.micro_batch_size, config.clips_per_step)
+    share = ranks_share(config, clips, loaded.backbone.sampling_rate, device, ranks)
+    size = before or min(config.micro_batch_size, share)
     if device.type == "cuda" and not before:
-        size = min(config.clips_per_step, len(clips))
-        needed, free = bytes_needed(size, config, loaded, clips, device), free_bytes(device)
+        size = min(share, len(clips))
+        needed, free = bytes_needed(size, config, loaded, clips, device, ranks), free_bytes(device)
         if needed <= PLAIN_SHARE * free:
             batches = f"a step of {number_of(size, 'clip')} is one micro-batch"
+            if ranks.world_size > 1:
+                batches = f"each rank computes {number_of(size, 'clip')} at once"
             say(f"{batches}: it needs about {needed / 1e9:.1f} of the {free / 1e9:.0f} GB that are free")
         else:
-            size = largest_that_fits(size, config, loaded, clips, device)
+            size = largest_that_fits(size, config, loaded, clips, device, ranks)
             say(f"--batch-size auto: {size} of the longest clips fit")
+        size = min(ranks.gather(size))
     accumulation, rest = divmod(config.clips_per_step, size)
     return replace(
         config,
@@ -57,11 +64,30 @@ def fit_batch_size(
     )
 
 
+def ranks_share(
+    config: TrainConfig, clips: ClipDataset, sampling_rate: int, device: torch.device, ranks: Ranks
+) -> int:
+    """How many of a step's clips a rank computes at once: all that are its own, or half of them.
+
+    Sorted by length, they make a long micro-batch for one rank and a short one for another; of twice as many
+    each has a long and a short one. But less than LEAST_SECONDS at once leave a GPU waiting for its host.
+    """
+    share = math.ceil(config.clips_per_step / ranks.world_size)
+    seconds = share * clips.num_samples.mean() / sampling_rate
+    is_enough = device.type != "cuda" or seconds >= 2 * LEAST_SECONDS
+    return math.ceil(share / 2) if ranks.world_size > 1 and config.bucket and is_enough else share
+
+
 def largest_that_fits(
-    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+    size: int,
+    config: TrainConfig,
+    loaded: LoadedModel,
+    clips: ClipDataset,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> int:
     """At most `size`, of which halves are tried. Raises OutOfMemory where not even one clip fits."""
-    while not fits(size, config, loaded, clips, device):
+    while not fits(size, config, loaded, clips, device, ranks):
         if size == 1:
             raise OutOfMemory(f"Not even one clip fits into the GPU's memory. Try {smaller_work(config)}.")
         size = -(-size // 2)
@@ -69,7 +95,12 @@ def largest_that_fits(
 
 
 def bytes_needed(
-    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+    size: int,
+    config: TrainConfig,
+    loaded: LoadedModel,
+    clips: ClipDataset,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> float:
     """About what training takes on `size` clips as long as the longest, beside the weights.
 
@@ -90,7 +121,9 @@ def bytes_needed(
     # The gradient and AdamW's two moments; what is kept once (copies of weights in bf16) and for a clip; and
     # what is kept for each further one.
     further = clips_at_once(size, config, loaded, clips) - 1
-    return 3 * trained + num_copies(config) * WITH_TEMPORARIES * (one + further * (two - one))
+    return values_a_weight(ranks) * trained + num_copies(config) * WITH_TEMPORARIES * (
+        one + further * (two - one)
+    )
 
 
 def bytes_kept(
@@ -111,7 +144,12 @@ def bytes_kept(
 
 
 def fits(
-    size: int, config: TrainConfig, loaded: LoadedModel, clips: ClipDataset, device: torch.device
+    size: int,
+    config: TrainConfig,
+    loaded: LoadedModel,
+    clips: ClipDataset,
+    device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Whether the GPU has room to train on the `size` longest clips at once. The model does not change."""
     gc.collect()  # what the last trial left in its exception's frames
@@ -122,7 +160,7 @@ def fits(
     try:
         # What is there while a later micro-batch is computed: two moments, and the gradient so far.
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        kept = [torch.zeros_like(parameter) for parameter in trained for _ in range(3)]
+        kept = [torch.zeros_like(parameter) for parameter in trained for _ in range(values_a_weight(ranks))]
         with as_it_was(loaded):
             loss_of(config, loaded, longest(size, config, loaded, clips, device), device).backward()
         del kept
@@ -133,6 +171,11 @@ def fits(
     finally:
         model.zero_grad()
     return torch.cuda.max_memory_reserved(device) * num_copies(config) <= most
+
+
+def values_a_weight(ranks: Ranks) -> int:
+    """Beside a trained weight: its gradient, AdamW's two moments, and what ranks exchange the gradient in."""
+    return 3 if ranks.world_size == 1 else 4
 
 
 def num_copies(config: TrainConfig) -> int:

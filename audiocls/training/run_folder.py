@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import torch
 from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
-from audiocls.errors import InputOutputFailed, UserError
+from audiocls.distributed import ALONE, Ranks
+from audiocls.errors import InputOutputFailed, Stopped, UserError
 from audiocls.flags import flag_name
 from audiocls.model.backbone import Backbone
 from audiocls.storage import READ_ERRORS, failing_as, lock, remove_unfinished, write_json
@@ -30,7 +32,21 @@ SIZES = ("batch_size", "gradient_accumulation_steps", "global_batch_size")
 LIBRARIES = ("torch", "torchaudio", "transformers", "datasets", "numpy", "soundfile", "safetensors")
 
 
-def claim_run_folder(config: TrainConfig) -> Path:
+def after_restart(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """The config with which a run that torchrun has started again goes on where it was."""
+    if folder := ranks.remembered("run folder"):
+        config = dataclasses.replace(config, output_dir=folder)
+    if folder and ranks.remembered("run has begun"):
+        if not os.path.exists(folder):
+            raise UserError(
+                f"{folder} is not on this machine, which writes since all was started again: name an "
+                "--output-dir that every machine sees."
+            )
+        config = dataclasses.replace(config, resume=True, overwrite=False)
+    return config
+
+
+def claim_run_folder(config: TrainConfig, ranks: Ranks = ALONE) -> Path:
     """Make the folder to write to; the default name gets -2, -3 where it is taken.
 
     Raises UserError where a folder that was named holds a run already, or the model to begin with,
@@ -53,6 +69,7 @@ def claim_run_folder(config: TrainConfig) -> Path:
         remove_unfinished(folder / "checkpoints")
         with tempfile.TemporaryFile(dir=folder) as probe:  # on Linux it never has a name
             probe.write(bytes(4096))
+    ranks.remember("run folder", str(folder))
     return folder
 
 
@@ -122,8 +139,28 @@ def micro_batch_before(folder: Path, config: TrainConfig) -> int | None:
 
 def keep_micro_batch_size(folder: Path, size: int) -> None:
     """Add to run.json how many clips a micro-batch has: a run that is resumed keeps that."""
+    add_to_run(folder, micro_batch_size=size)
+
+
+@contextlib.contextmanager
+def how_it_ended(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Add to run.json, as `ended`, that the run is "stopped", by a signal, or "finished"; null meanwhile.
+
+    null it stays where the run fails or is killed.
+    """
+    try:
+        yield
+    except Stopped:
+        if ranks.is_first and holds_run(folder):
+            add_to_run(folder, ended="stopped")
+        raise
+    if ranks.is_first:
+        add_to_run(folder, ended="finished")
+
+
+def add_to_run(folder: Path, **values: Any) -> None:
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    write_json(folder / "run.json", run | {"micro_batch_size": size})
+    write_json(folder / "run.json", run | values)
 
 
 def write_run(
@@ -133,6 +170,7 @@ def write_run(
     backbone: Backbone,
     device: torch.device,
     micro_batch_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Write run.json: the run begins. One that is resumed is checked to be the same, one overwritten removed.
 
@@ -153,7 +191,9 @@ def write_run(
         "precision": pick_precision(config.precision, device),
         "clips_per_step": config.clips_per_step,
         "micro_batch_size": micro_batch_size,
+        "world_size": ranks.world_size,
         "forward_pass": backbone.forward_pass,
+        "ended": None,
         "versions": {
             "audiocls": __version__,
             "python": platform.python_version(),
@@ -164,6 +204,7 @@ def write_run(
         check_same(folder, run)
     else:
         remove_run(folder)
+    ranks.remember("run has begun", "yes")
     write_json(folder / "run.json", run)
 
 

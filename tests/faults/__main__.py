@@ -13,6 +13,7 @@ DRIVERS = {  # name: what it does, in the file of that name
     "resume_matrix": "stopped at every kind of place and resumed, bit for bit",
     "stops": "SIGTERM and Ctrl-C in every phase, to the process and to its group",
     "disk_full": "a disk that fills up, at any size",
+    "ranks": "one of several ranks failed, killed, stopped, under torchrun",
     "workers": "a DataLoader's worker killed or stopped",
     "hostile_audio": "recordings that lie, burst, break off or are none at all",
     "hostile_formats": "the same of phones and browsers, which FFmpeg decodes",
