@@ -158,10 +158,10 @@ class Turns:
 
 
 class Side:
-    """The benchmark's end: a fresh process, started up to the end of its first optimizer step."""
+    """The benchmark's end: a fresh process that takes optimizer steps when it is asked to."""
 
-    def __init__(self, program: str, *flags: object) -> None:
-        began = time.perf_counter()
+    def __init__(self, program: str, *flags: object, environment: dict[str, str] | None = None) -> None:
+        self.began = time.perf_counter()
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / program), *map(str, flags)],
@@ -169,13 +169,14 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            env=environment,
         )
-        try:
-            self.last = self.report()
-        except BaseException:  # also at the end of the time that the benchmark has
-            self.process.kill()
-            raise
-        self.seconds_to_first_step = time.perf_counter() - began
+
+    def first_step(self) -> Self:
+        """Wait for its first optimizer step, which it takes unasked."""
+        self.last = self.report()
+        self.seconds_to_first_step = time.perf_counter() - self.began
+        return self
 
     def report(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -187,9 +188,15 @@ class Side:
 
     def turn(self, steps: int) -> float:
         """Seconds of so many more optimizer steps, from asking for their clips to the changed weights."""
+        self.ask(steps)
+        return self.done()
+
+    def ask(self, steps: int) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(f"{steps}\n")
         self.process.stdin.flush()
+
+    def done(self) -> float:
         self.last = self.report()
         return self.last["seconds"]
 
@@ -211,7 +218,7 @@ def take_turns(
     The first step, and `warm_up` more, are not counted.
     """
     with ExitStack() as stack:
-        sides = {name: stack.enter_context(Side(*program)) for name, program in programs.items()}
+        sides = {name: stack.enter_context(Side(*program)).first_step() for name, program in programs.items()}
         for side in sides.values():
             if warm_up:
                 side.turn(warm_up)
