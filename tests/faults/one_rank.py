@@ -1,9 +1,9 @@
 # ruff: noqa: E402 - the path is set before anything of ours is imported
 """train.py as one of torchrun's ranks, in which something goes wrong: `one_rank.py FAULT ARGUMENTS...`.
 
-FAULT is {"kind", "phase", "rank", "number", "folder"} as JSON. It happens in the first attempt, at the
-`number`-th time that the rank comes to the phase. `folder` then holds "happened", the time, and for each rank
-of each attempt the exit code that it left with; nothing where it left without a word.
+FAULT is a ranks.Fault as JSON. It happens in the first attempt, at the `number`-th time that the rank comes
+to the phase. `folder` then holds "happened", the time, and for each rank of each attempt the exit code that
+it left with; nothing where it left without a word.
 """
 
 import functools
@@ -91,6 +91,11 @@ def arm(fault: dict[str, Any]) -> None:
 
 
 def happen(fault: dict[str, Any]) -> None:
+    # A signal that comes before a rank has our handlers ends it as it ends any other process.
+    if fault["phase"] == "importing":
+        while len(list(Path(fault["folder"]).glob("attempt-*"))) < fault["ranks"]:
+            time.sleep(0.01)
+        time.sleep(0.3)
     Path(fault["folder"], "happened").write_text(str(time.time()))
     kind = fault["kind"]
     if kind == "exception":
