@@ -8,7 +8,7 @@ from data_helpers import ROOT, run_script
 @pytest.mark.parametrize(
     ("driver", "count"),
     [
-        *(("kills", 3), ("resume_matrix", 2), ("stops", 5), ("disk_full", 3), ("workers", 1), ("ranks", 3)),
+        *(("kills", 3), ("resume_matrix", 2), ("stops", 5), ("disk_full", 3), ("workers", 1), ("ranks", 1)),
         *(("hostile_audio", 12), ("hostile_models", 5), ("damaged_checkpoints", 8)),
     ],
 )
