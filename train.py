@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 def main() -> int:
     stop = StopSignal()
-    if "RANK" in os.environ:
+    if "RANK" in os.environ:  # of torchrun
         stop.defer()  # until `joined`, which knows whether a signal only follows from the end of another rank
+        # Else DistributedDataParallel warns of a setting that is meant: Ranks.wrapped.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     config = parse_train(sys.argv[1:])
     if config.audit:
         stop.undefer("stopped")
@@ -33,9 +35,6 @@ def main() -> int:
 
     # Only from here on anything heavy is imported. Looking for garbage meanwhile would take a quarter longer.
     gc.disable()
-    if "RANK" in os.environ:
-        # Else DistributedDataParallel warns of a setting that is meant: Ranks.wrapped.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from audiocls.distributed import joined
 
     with joined(stop) as ranks:
@@ -73,8 +72,7 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
     run_folder = ranks.decide(lambda: claim_run_folder(config, ranks))
     with ranks.first_goes_ahead():  # the others find in its caches what it has fetched, decoded and computed
         config, loaded, data = prepare(config, device, ranks)
-    lengths = [(clips.labels.tolist(), clips.num_samples.tolist()) for clips in data.parts.values()]
-    ranks.check_alike("clips", (data.labels, lengths))
+    ranks.check_alike("clips", lambda: data.layout)
     before = ranks.decide(lambda: micro_batch_before(run_folder, config))
     with how_it_ended(run_folder, ranks):
         if ranks.is_first:

@@ -93,7 +93,7 @@ class Ranks:
         key = f"machine {os.environ.get('GROUP_RANK', self.rank // self.local_world_size)} is prepared"
         if self.peers and self.local_rank > 0:
             self.peers.wait_for(key)
-            use_local_cache("the first rank of this machine has done so")
+            use_local_cache("only the first rank of a machine asks it")
         yield
         if self.peers and self.local_rank == 0:
             self.peers.store.set(key, "")
@@ -125,11 +125,11 @@ class Ranks:
         dist.all_gather_object(all_of_them, own)
         return all_of_them
 
-    def check_alike(self, what: str, own: Any) -> None:
+    def check_alike(self, what: str, own: Callable[[], Any]) -> None:
         """Raises UserError where ranks do not have the same, as on machines with different files."""
         if self.world_size == 1:
             return
-        digests = self.gather(hashlib.sha256(repr(own).encode()).digest())
+        digests = self.gather(hashlib.sha256(repr(own()).encode()).digest())
         unlike = [rank for rank, digest in enumerate(digests) if digest != digests[self.rank]]
         if unlike:
             raise UserError(
@@ -137,7 +137,10 @@ class Ranks:
             )
 
     def sum(self, first: Tensor, *others: float) -> Tensor:
-        """These numbers, each summed over the ranks, float64, where `first` lies: nothing waits for it."""
+        """These numbers, each summed over the ranks: float64 [numbers], where `first` lies.
+
+        Nothing waits for them. On Apple's GPUs they are float32.
+        """
         on_gpu = first.device.type == "cuda"
         dtype = torch.float32 if first.device.type == "mps" else torch.float64
         rest = torch.tensor(others, dtype=dtype, pin_memory=on_gpu).to(first.device, non_blocking=on_gpu)
@@ -236,12 +239,10 @@ def meeting_place(most_wait: timedelta, *, keeps_it: bool = False) -> dist.TCPSt
 
 
 def name_of_start(store: dist.Store, rank: int, world_size: int, stop: StopSignal) -> tuple[str, int | None]:
-    """The first rank's name for this start of all ranks: whom the others find, not what was there before.
+    """A name for this start of all ranks, given by the first; and to that one, a rank that did not come.
 
-    The first rank also gets a rank that has not come; None where all have.
-
-    torchrun's store may outlive a restart, and in it the addresses of ranks that are no more. Ends this
-    process where the first rank does not come.
+    torchrun's store may outlive a restart, and in it the addresses of ranks that are no more: what they write
+    under this name only those find that are there now. Ends this process where the first rank does not come.
     """
     own = uuid.uuid4().hex
     deadline = time.monotonic() + JOIN_SECONDS

@@ -159,8 +159,9 @@ class Peers:
             except RuntimeError:
                 gone = "the store is gone: rank 0, or the torchrun that keeps it, has ended"
                 self.tell(f"error: rank {self.rank}: {gone}.", TRAINING_FAILED)
-            if select.select([self.woken], [], [], BEAT_SECONDS if self.ended is None else 0)[0]:
-                self.is_in_trouble |= bool(set(os.read(self.woken, 64)) & set(STOP_SIGNALS))
+            is_woken = select.select([self.woken], [], [], BEAT_SECONDS if self.ended is None else 0)[0]
+            if is_woken and set(os.read(self.woken, 64)) & set(STOP_SIGNALS):
+                self.is_in_trouble = True
         self.is_quiet.set()
         if self.ended is not None:
             self.leave(self.ended.exit_code)

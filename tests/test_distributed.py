@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import LABELS, RANDOM, SMALL, Lab, collator, without_times
 from rank_helpers import on_ranks
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from audiocls.config import TrainConfig
 from audiocls.data.augment import Augmentation
@@ -22,6 +22,7 @@ from audiocls.data.loader import IGNORED, of_no_weight
 from audiocls.data.prepare import RunData
 from audiocls.distributed import ALONE, Ranks, joined
 from audiocls.errors import UserError
+from audiocls.log.trace import part_times
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.freezing import freeze
 from audiocls.model.loading import load_for_training, open_backbone
@@ -292,6 +293,32 @@ def test_a_step_exchanges_the_gradients_once_and_a_few_numbers(lab: Lab) -> None
         assert sizes == [sum(parameters), len(parameters), 5]
 
 
+def test_a_profile_of_ranks_tells_the_models_parts(lab: Lab) -> None:
+    """Though torch opens a range of its own around them."""
+
+    def work(ranks: Ranks, stop: StopSignal) -> dict[str, float]:
+        loaded = lab.build()
+        batch = collator(loaded.backbone)([clips(lab).train[0]])
+        replica = ranks.wrapped(loaded.model)
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+            with record_function("forward"):
+                logits = replica(**batch.inputs)
+            logits.sum().backward()
+        return {name: part.backward_seconds for name, part in part_times(seen.events(), on_gpu=False).items()}
+
+    lab.build(), clips(lab)
+    for parts in on_ranks(2, work):
+        assert list(parts) == [
+            "convolutions",
+            "projection",
+            "positional convolution",
+            "layer 0",
+            "layer 1",
+            "head",
+        ]
+        assert all(seconds > 0 for seconds in parts.values())
+
+
 # Dealing
 
 
@@ -327,7 +354,7 @@ def test_the_first_rank_goes_ahead_and_decides(tmp_path: Path) -> None:
 def test_ranks_that_see_other_clips_are_told(tmp_path: Path) -> None:
     def work(ranks: Ranks, stop: StopSignal) -> str:
         with pytest.raises(UserError) as caught:
-            ranks.check_alike("clips", ranks.rank == 1)
+            ranks.check_alike("clips", lambda: ranks.rank == 1)
         return str(caught.value)
 
     assert on_ranks(2, work) == [

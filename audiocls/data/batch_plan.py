@@ -30,7 +30,7 @@ class Step:
     def dealt(self, world_size: int, lengths: np.ndarray) -> list[list[int]]:
         """The numbers of the micro-batches that each rank computes, alike in seconds, padding included.
 
-        `lengths`, int64 [clips], are in samples. As far as they go there is one for each rank at least.
+        `lengths`, int64 [clips], are in samples. Where there are enough, each rank has one at least.
         """
         work = [self.padded_samples(number, lengths) for number in range(len(self.micro_batches))]
         most = -(-len(work) // world_size)

@@ -117,10 +117,8 @@ def step_batches(
 ) -> Iterator[tuple[Step, Iterator[tuple[int, Batch, bool]]]]:
     """Each of `steps`, with each of a rank's micro-batches: its number, the Batch, whether it is the last.
 
-    The rest is as for `load_batches`.
-
     A rank without one repeats the step's smallest, of which no clip counts. Batches of a step that are not
-    asked for are passed over: the next step has its own all the same.
+    asked for are passed over: the next step has its own all the same. The rest is as for `load_batches`.
     """
     lengths = clips.num_samples if world_size > 1 else None
 
@@ -132,9 +130,9 @@ def step_batches(
     ours, ahead = itertools.tee(map(dealt, steps))
     draws = (step.micro_batches[number] for step, numbers, _ in ahead for number in numbers)
     batches = load_batches(clips, draws, collate, num_workers=num_workers, device=device, stop=stop)
-    for step, numbers, count in ours:
+    for step, numbers, they_count in ours:
         own = itertools.islice(batches, len(numbers))
-        weighed = own if count else map(of_no_weight, own)
+        weighed = own if they_count else map(of_no_weight, own)
         last = numbers[-1]
         pairs = zip(numbers, weighed, strict=False)  # the batches may end early
         yield step, ((number, batch, number == last) for number, batch in pairs)

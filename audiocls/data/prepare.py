@@ -51,6 +51,12 @@ class RunData:
         return {part: clips for part, clips in made.items() if clips is not None}
 
     @property
+    def layout(self) -> tuple[list[str], list[tuple[list[int], list[int]]]]:
+        """The labels; and of each part its clips' labels and lengths. What batches are planned by."""
+        parts = [(clips.labels.tolist(), clips.num_samples.tolist()) for clips in self.parts.values()]
+        return self.labels, parts
+
+    @property
     def fingerprint(self) -> str:
         """A hash of this division of these clips, by their names and labels."""
         parts = self.parts.values()

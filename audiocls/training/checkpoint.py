@@ -13,6 +13,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Container, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_type_hints
 
@@ -165,7 +166,7 @@ def load_newest(
     return TrainState()
 
 
-def share(
+def share_state(
     ranks: Ranks, model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, state: TrainState
 ) -> TrainState:
     """What the first rank has loaded, on all: state, optimizer and scaler. Weights `Ranks.wrapped` shares."""
@@ -176,9 +177,12 @@ def share(
     own = optimizer_tensors(model, optimizer)
     devices = {name: parameter.device for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
+
+    def on_cpu(name: str) -> Tensor:
+        return own[name].cpu()
+
     for name in ranks.decide(lambda: list(own)):  # one by one: all of them may be gigabytes
-        tensor = ranks.decide(own[name].cpu if ranks.is_first else Tensor)
-        tensors[name] = tensor.to(devices[name.rpartition("/")[0]])
+        tensors[name] = ranks.decide(partial(on_cpu, name)).to(devices[name.rpartition("/")[0]])
     if tensors and not ranks.is_first:
         load_optimizer_tensors(model, optimizer, tensors)
     return state

@@ -26,7 +26,7 @@ from audiocls.log.run_log import RunLog, SinceLastLog
 from audiocls.model.backbone import LoadedModel
 from audiocls.signals import StopSignal
 from audiocls.streams import say
-from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint, share
+from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint, share_state
 from audiocls.training.evaluation import evaluate, is_better, keep_test_predictions, prediction_lines
 from audiocls.training.graphs import Graphs
 from audiocls.training.loss import loss_sum
@@ -88,7 +88,7 @@ def train(
     state = TrainState()
     if config.resume and ranks.is_first:
         state = load_newest(run_folder, model, optimizer, scaler)
-    state = share(ranks, model, optimizer, scaler, state)
+    state = share_state(ranks, model, optimizer, scaler, state)
     replica = ranks.wrapped(model)
     if state.step > plan.total_steps:
         raise UserError(
@@ -116,7 +116,8 @@ def train(
             done = in_flight.popleft()
             phase("device wait")  # the step's only one
             loss, samples, padding, stops, since_save, norm, taken = done.numbers.wait().tolist()
-            agreed.requested |= stops > 0
+            if stops:  # not `|=`: a signal may come between its reading and its writing
+                agreed.requested = True
             factor = learning_rate_factor(torch.tensor(state.steps_taken), *schedule)
             rates = learning_rates(optimizer, factor.item())
             is_skipped = taken == state.steps_taken

@@ -35,9 +35,9 @@ def fit_batch_size(
 ) -> TrainConfig:
     """The config with a number for `--batch-size auto`: the same steps, in micro-batches that fit.
 
-    On a GPU that is a rank's share of the step, where it plainly fits, or as much of it as is found to fit by
-    trying, on all ranks; elsewhere the usual, or the share. A run that goes on has what it had
-    `before`. Raises OutOfMemory where not even one clip fits.
+    On a GPU that is a rank's share of the step (alone: all of it), where it plainly fits, or as much of it as
+    is found to fit by trying, on all ranks; elsewhere the usual, if the share is not less. A run that goes on
+    has what it had `before`. Raises OutOfMemory where not even one clip fits.
     """
     if config.batch_size != "auto":
         return config
