@@ -7,6 +7,8 @@ torchaudio resamples in the map function instead.
 
 import argparse
 import io
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from common import LABELS, Turns
 
 from audiocls.torchaudio_guard import import_torchaudio
 
-turns = Turns() if __name__ == "__main__" else None
+turns = Turns() if __name__ == "__main__" and "--evaluate" not in sys.argv else None
 torchaudio = import_torchaudio()  # before transformers does, for where its compiled extension does not load
 
 import datasets  # noqa: E402
@@ -46,6 +48,8 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile-model", action="store_true")
     parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--epochs", type=int, default=10_000, help="until it is stopped, if not given")
+    parser.add_argument("--evaluate", action="store_true", help="at the end")
     args = parser.parse_args()
 
     feature_extractor = AutoFeatureExtractor.from_pretrained(args.model)
@@ -61,10 +65,12 @@ def main() -> None:
     )
     if args.no_checkpointing and getattr(config, "gradient_checkpointing", False):
         del config.gradient_checkpointing
-    model = AutoModelForAudioClassification.from_pretrained(args.model, config=config)
+    model = AutoModelForAudioClassification.from_pretrained(
+        args.model, config=config, dtype=torch.float32
+    )
     if args.freeze == "feature-encoder":
         model.freeze_feature_encoder()
-    make_trainer(
+    trainer = make_trainer(
         model,
         feature_extractor,
         encoded,
@@ -74,13 +80,19 @@ def main() -> None:
         bf16=args.bf16,
         torch_compile=args.compile_model,
         use_cpu=args.cpu,
-    ).train()
+        num_train_epochs=args.epochs,
+    )
+    trainer.train()
+    if args.evaluate:
+        print("accuracy", trainer.evaluate()["eval_accuracy"])
 
 
 def load_clips(folder: str | Path) -> Any:
     """The guide's `load_dataset`, of parquet files as MInDS-14 has them on the Hub; not decoded."""
+    names = Path(f"{folder}-parquet", "labels.json")
+    labels = json.loads(names.read_text()) if names.exists() else list(LABELS)
     features = datasets.Features(
-        {"audio": datasets.Audio(decode=False), "label": datasets.ClassLabel(names=LABELS)}
+        {"audio": datasets.Audio(decode=False), "label": datasets.ClassLabel(names=labels)}
     )
     files = {split: str(Path(f"{folder}-parquet", f"{split}.parquet")) for split in ("train", "validation")}
     return datasets.load_dataset("parquet", data_files=files, features=features)
@@ -97,12 +109,10 @@ def encode(clips: Any, feature_extractor: Any, max_seconds: float, **settings: A
             samples, rate = soundfile.read(source, dtype="float32")
             resampled = torchaudio.functional.resample(torch.from_numpy(samples), rate, sampling_rate)
             arrays.append(resampled.numpy())
-        return feature_extractor(
-            arrays,
-            sampling_rate=sampling_rate,
-            max_length=round(max_seconds * sampling_rate),
-            truncation=True,
-        )
+        most = round(max_seconds * sampling_rate)
+        if feature_extractor.model_input_names[0] == "input_features":  # Whisper pads to its window, always
+            return feature_extractor([array[:most] for array in arrays], sampling_rate=sampling_rate)
+        return feature_extractor(arrays, sampling_rate=sampling_rate, max_length=most, truncation=True)
 
     return clips.map(preprocess, remove_columns="audio", batched=True, **settings)
 
@@ -114,7 +124,6 @@ def make_trainer(model: Any, feature_extractor: Any, encoded: Any, **settings: A
         save_strategy="no",
         learning_rate=3e-5,
         per_device_eval_batch_size=32,
-        num_train_epochs=10_000,
         warmup_steps=0.1,
         logging_steps=10,
         report_to=[],
