@@ -65,9 +65,7 @@ def main() -> None:
     )
     if args.no_checkpointing and getattr(config, "gradient_checkpointing", False):
         del config.gradient_checkpointing
-    model = AutoModelForAudioClassification.from_pretrained(
-        args.model, config=config, dtype=torch.float32
-    )
+    model = AutoModelForAudioClassification.from_pretrained(args.model, config=config, dtype=torch.float32)
     if args.freeze == "feature-encoder":
         model.freeze_feature_encoder()
     trainer = make_trainer(

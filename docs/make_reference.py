@@ -1,4 +1,4 @@
-"""Write the settings into docs/reference.md, from config.py and recipes.py: `python docs/make_reference.py`."""
+"""Write the settings of config.py and recipes.py into docs/reference.md."""
 
 import dataclasses
 import re
