@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
+from audiocls.commands import typed
 from audiocls.config import GUIDE_DATASET, CompareConfig, FoldsConfig, InferConfig, TrainConfig
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.recipes import RECIPES, settings_of, usual_recipe
@@ -40,7 +41,7 @@ def parse_train(argv: list[str], usual: dict[str, Any] | None = None) -> TrainCo
     --recipe without a name lists the recipes and exits.
     """
     about = "Fine-tune a speech encoder to classify audio."
-    parser = make_parser(TrainConfig, "train.py [options]", about)
+    parser = make_parser(TrainConfig, typed("train"), "[options]", about)
     sets = parser.add_argument_group("short forms and files")
     sets.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
     sets.add_argument(
@@ -77,19 +78,20 @@ def parse_train(argv: list[str], usual: dict[str, Any] | None = None) -> TrainCo
 
 def parse_infer(argv: list[str]) -> InferConfig:
     """infer.py's flags. Raises UserError."""
-    usage = "infer.py MODEL (INPUTS ... | --dataset NAME | --export FORMAT --output FILE) [options]"
-    parser = make_parser(InferConfig, usage, "Classify audio files with a fine-tuned model.")
+    usage = "MODEL (INPUTS ... | --dataset NAME | --export FORMAT --output FILE) [options]"
+    about = "Classify audio files with a fine-tuned model."
+    parser = make_parser(InferConfig, typed("infer"), usage, about)
     return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
 
 
 def parse_compare(argv: list[str]) -> tuple[CompareConfig, list[str]]:
     """compare.py's flags, and those of train.py that follow --. Raises UserError."""
-    usage = "audiocls.compare A B ... [options] [-- flags of train.py that all have in common]"
+    usage = "A B ... [options] [-- flags of train.py that all have in common]"
     about = (
         "Train with each of several settings, over several seeds, and say how each differs from the first. "
         "Runs that are there are not made again: the same command goes on, and more --seeds only add some."
     )
-    parser = make_parser(CompareConfig, usage, about, AFTER)
+    parser = make_parser(CompareConfig, "python -m audiocls.compare", usage, about, AFTER)
     own, shared = divided(argv, parser)
     ours = parser._option_string_actions.keys()
     with_value = {flag_name(one.name) for one in dataclasses.fields(TrainConfig) if one.type is not bool}
@@ -104,12 +106,12 @@ def parse_compare(argv: list[str]) -> tuple[CompareConfig, list[str]]:
 
 def parse_folds(argv: list[str]) -> tuple[FoldsConfig, list[str]]:
     """folds.py's flags, and those of train.py that follow --. Raises UserError."""
-    usage = "audiocls.folds NUMBER|speakers [options] -- flags of train.py"
+    usage = "NUMBER|speakers [options] -- flags of train.py"
     about = (
         "Cross-validation: score every clip by a model that never heard it, and find doubtful labels. Runs "
         "that are there are not made again: the same command goes on."
     )
-    parser = make_parser(FoldsConfig, usage, about, AFTER)
+    parser = make_parser(FoldsConfig, "python -m audiocls.folds", usage, about, AFTER)
     own, shared = divided(argv, parser)
     return build(FoldsConfig, vars(parser.parse_args(own))), shared
 
@@ -136,14 +138,14 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def make_parser(config: type, usage: str, description: str, hint: str = "") -> "Parser":
+def make_parser(config: type, prog: str, usage: str, description: str, hint: str = "") -> "Parser":
     """A parser that returns only the flags that were typed: recipe, file and default decide the others.
 
-    The `hint` is a sentence for its errors.
+    `prog` is the command, and `usage` what follows it; the `hint` is a sentence for its errors.
     """
     parser = Parser(
-        prog=usage.split(maxsplit=1)[0],
-        usage=usage,
+        prog=prog,
+        usage=f"%(prog)s {usage}",
         description=description,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

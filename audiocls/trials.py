@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiocls.commands import script
 from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.errors import OK, STOPPED, TRAINING_FAILED, Stopped, UserError
 from audiocls.flags import NOT_REPEATED, flag_name
@@ -21,7 +22,7 @@ from audiocls.signals import StopSignal
 from audiocls.storage import describe, failing_as, remove_folder, write_json
 from audiocls.streams import say
 
-TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+TRAIN = script("train")
 # What each trial decides for itself, or what would be done several times over.
 NOT_SHARED = NOT_REPEATED | {"audit"}
 PATHS = ("dataset", "eval_dataset", "test_dataset", "drop", "relabel", "model")  # settings that may be paths
@@ -152,8 +153,6 @@ def run(trial: Trial, stop: StopSignal) -> float:
 
     Raises Failed where it ends otherwise, Stopped where we are asked to stop, once it has stopped.
     """
-    if not TRAIN.exists():
-        raise UserError(f"There is no {TRAIN}: install audiocls from its repository, with pip install -e .")
     folder, settings = trial.folder, trial.folder / "trial.json"
     is_ours = settings.exists() or not (folder / "run.json").exists()
     before = begun_with(folder).get("seconds", 0.0)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audiocls.commands import typed
 from audiocls.config import is_missing_path
 from audiocls.data.collators import Example
 from audiocls.errors import InputOutputFailed, UserError, named
@@ -72,7 +73,7 @@ def open_backbone(
     if name == "tiny":
         if with_labels:
             raise UserError(
-                "tiny has random weights and no labels: train it first, with train.py --model tiny."
+                f"tiny has random weights and no labels: train it first, with {typed('train', '--model', 'tiny')}."
             )
         config = import_transformers().Wav2Vec2Config(**TINY) if stock else EncoderConfig(**TINY)
         return Backbone(name, None, config, WaveformExtractor(return_attention_mask=True))

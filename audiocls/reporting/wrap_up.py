@@ -1,8 +1,6 @@
 """What is made of a run when it has ended: the worst errors' sound, the model's card, the report."""
 
 import os
-import shlex
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from audiocls.commands import typed
 from audiocls.errors import named, number_of
 from audiocls.metrics import SCORES
 from audiocls.reporting.doubts import DOUBTED, doubted, is_guess
@@ -95,9 +94,7 @@ def say_end(run_folder: Path) -> None:
         say(f"test: {scores} on {test['num_clips']} clips")
     example = results.predictions.paths[0] if results.predictions else ""
     file = example if os.path.exists(example) else "FILE.wav"  # a clip of a Hub data set is no file
-    infer = Path(sys.argv[0]).with_name("infer.py")
-    command = shlex.join(["python", str(infer), str(run_folder), file])
-    say(f"the best model is in {run_folder}/best; try: {command}")
+    say(f"the best model is in {run_folder}/best; try: {typed('infer', str(run_folder), file)}")
 
 
 def say_folds(folder: Path) -> None:
