@@ -4,7 +4,6 @@ In a clone the scripts lie beside the package, in a wheel within it, in scripts/
 """
 
 import importlib.util
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -20,8 +19,8 @@ def script(name: str) -> Path:
     return (Path(__file__).resolve().parent.parent if IS_CLONE else INSTALLED) / f"{name}.py"
 
 
-def typed(name: str, *arguments: str, folder: str | None = None) -> str:
-    """What to type in a shell to run a script: `python train.py --demo`, or installed `audiocls-train --demo`.
+def to_type(name: str, *arguments: str, folder: str | None = None) -> str:
+    """What to type in a shell for a script: `python train.py --demo`, or installed `audiocls-train --demo`.
 
     In a clone the script is named in `folder`; without one, as it was in the command that runs now.
     """
@@ -30,7 +29,7 @@ def typed(name: str, *arguments: str, folder: str | None = None) -> str:
         return shlex.join([f"audiocls-{name}", *arguments])
     if folder is None:
         folder = str(running.parent) if running.name in ("train.py", "infer.py") else ""
-    return shlex.join(["python", os.path.normpath(os.path.join(folder, f"{name}.py")), *arguments])
+    return shlex.join(["python", str(Path(folder) / f"{name}.py"), *arguments])
 
 
 def train() -> int:

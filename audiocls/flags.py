@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar
 
-from audiocls.commands import typed
+from audiocls.commands import to_type
 from audiocls.config import GUIDE_DATASET, CompareConfig, FoldsConfig, InferConfig, TrainConfig
 from audiocls.errors import InputOutputFailed, UserError
 from audiocls.recipes import RECIPES, settings_of, usual_recipe
@@ -41,7 +41,7 @@ def parse_train(argv: list[str], usual: dict[str, Any] | None = None) -> TrainCo
     --recipe without a name lists the recipes and exits.
     """
     about = "Fine-tune a speech encoder to classify audio."
-    parser = make_parser(TrainConfig, typed("train"), "[options]", about)
+    parser = make_parser(TrainConfig, to_type("train"), "[options]", about)
     sets = parser.add_argument_group("short forms and files")
     sets.add_argument("--demo", action="store_const", const="demo", help="short for --recipe demo")
     sets.add_argument(
@@ -80,7 +80,7 @@ def parse_infer(argv: list[str]) -> InferConfig:
     """infer.py's flags. Raises UserError."""
     usage = "MODEL (INPUTS ... | --dataset NAME | --export FORMAT --output FILE) [options]"
     about = "Classify audio files with a fine-tuned model."
-    parser = make_parser(InferConfig, typed("infer"), usage, about)
+    parser = make_parser(InferConfig, to_type("infer"), usage, about)
     return build(InferConfig, vars(parser.parse_intermixed_args(argv)))  # flags may stand between inputs
 
 

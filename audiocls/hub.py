@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from audiocls.commands import typed
+from audiocls.commands import to_type
 from audiocls.errors import InputOutputFailed, UserError, reason
 from audiocls.lean_torch import complete_torch
 from audiocls.storage import CHECKSUMS
@@ -158,7 +158,7 @@ def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
             raise InputOutputFailed(
                 f"{what} is no folder here and not in the local cache, and {constants.ENDPOINT} could not be "
                 f"reached ({_no_answer[-1]}). "
-                f"Give a local folder; {typed('train', '--demo')} and --recipe scratch need no network."
+                f"Give a local folder; {to_type('train', '--demo')} and --recipe scratch need no network."
             ) from error
         raise InputOutputFailed(f"{what} could not be loaded: {reason(error)}") from error
 

@@ -245,7 +245,10 @@ def test_settings_and_shared_flags_are_told_apart() -> None:
             'stands in quotes, as "--recipe VALUE"; what all have in common stands after',
         ),
         (["", "--lr 1", "--dataset", "x"], 'as "--dataset VALUE"'),
-        (["", "", "--", "--seeds", "2"], "--seeds is a flag of python -m audiocls.compare: it stands before --"),
+        (
+            ["", "", "--", "--seeds", "2"],
+            "--seeds is a flag of python -m audiocls.compare: it stands before --",
+        ),
         (["--config a.toml", "", "--", "--config", "b.toml"], "--config stands after --, too"),
     ],
 )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from audiocls.commands import typed
+from audiocls.commands import to_type
 from audiocls.config import is_missing_path
 from audiocls.data.collators import Example
 from audiocls.errors import InputOutputFailed, UserError, named
@@ -72,9 +72,8 @@ def open_backbone(
         )
     if name == "tiny":
         if with_labels:
-            raise UserError(
-                f"tiny has random weights and no labels: train it first, with {typed('train', '--model', 'tiny')}."
-            )
+            train = to_type("train", "--model", "tiny")
+            raise UserError(f"tiny has random weights and no labels: train it first, with {train}.")
         config = import_transformers().Wav2Vec2Config(**TINY) if stock else EncoderConfig(**TINY)
         return Backbone(name, None, config, WaveformExtractor(return_attention_mask=True))
     if not is_local and is_missing_path(name):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from audiocls.commands import typed
+from audiocls.commands import to_type
 from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
 from audiocls.flags import flag_name
@@ -54,7 +54,7 @@ def report(run_folder: Path) -> str:
         charts=charts(results),
         most_named=figures.MOST_NAMED_CLASSES,
         settings=settings(results.config),
-        again=typed("train", "--config", "run.json", folder=""),
+        again=to_type("train", "--config", "run.json", folder=""),
         facts=facts(results.run),
         speed=speed(results, end.get("wall_seconds")),
         speed_charts=speed_charts(results),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from audiocls.commands import typed
+from audiocls.commands import to_type
 from audiocls.errors import named, number_of
 from audiocls.metrics import SCORES
 from audiocls.reporting.doubts import DOUBTED, doubted, is_guess
@@ -94,7 +94,7 @@ def say_end(run_folder: Path) -> None:
         say(f"test: {scores} on {test['num_clips']} clips")
     example = results.predictions.paths[0] if results.predictions else ""
     file = example if os.path.exists(example) else "FILE.wav"  # a clip of a Hub data set is no file
-    say(f"the best model is in {run_folder}/best; try: {typed('infer', str(run_folder), file)}")
+    say(f"the best model is in {run_folder}/best; try: {to_type('infer', str(run_folder), file)}")
 
 
 def say_folds(folder: Path) -> None:
