@@ -17,7 +17,9 @@ from audiocls.recipes import RECIPES
 from audiocls.reporting.comparison import check_comparable, compare
 from audiocls.reporting.comparison_page import in_lines, page
 from audiocls.reporting.results import begun_with, read_run
+from audiocls.reporting.run_index import update_index
 from audiocls.reporting.runs import Run, Setting
+from audiocls.reporting.wrap_up import noted
 from audiocls.signals import StopSignal
 from audiocls.storage import failing_as, write_json, write_text
 from audiocls.streams import say
@@ -64,6 +66,8 @@ def main() -> int:
     page_name = name_of([some[0].folder for some in trials], given)
     write_json(folder / f"{page_name}.json", comparison)
     write_text(folder / f"{page_name}.html", page(comparison, folder))
+    with noted("the index of the runs"):
+        update_index(folder)
     for line in in_lines(comparison):
         say(line)
     say(f"the same as a page: {folder}/{page_name}.html")

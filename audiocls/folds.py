@@ -210,8 +210,8 @@ def quote_folds(final: Path, folder: Path, data: RunData) -> None:
     wrap_up(final, lambda split, index: sound(data, split, index))
 
 
-def sound(data: RunData, split: str, index: int) -> tuple[np.ndarray, int]:
-    """What is used of a clip at a place in the predictions of the folds, or of a test set; its rate in Hz."""
+def sound(data: RunData, split: str, index: int) -> tuple[np.ndarray, int, float]:
+    """What is used of a clip at a place in the predictions of the folds, or of a test set: see RunData."""
     return data.sound("train" if split == "folds" else split, index)
 
 

@@ -280,7 +280,7 @@ def test_one_channel_is_trained_on(channel: str, tmp_path: Path) -> None:
     for part, clips in data.parts.items():
         for index, path in enumerate(clips.paths):
             if path == str(folder / "cat" / "00.wav"):
-                waveform, _ = data.sound(part, index)
+                waveform, *_ = data.sound(part, index)
                 np.testing.assert_array_equal(waveform, stereo[:, 0 if channel == "left" else 1])
 
 

@@ -300,7 +300,7 @@ def test_errors_are_few_and_short(run_data: MakeData, tmp_path: Path) -> None:
         line |= {"label": clip.label, "probabilities": np.roll([0.1, 0.9, 0.0], at).tolist()}
     as_lines(folder / "predictions.jsonl", lines)
     long = np.zeros(20 * SAMPLING_RATE, np.float32)
-    keep_worst_errors(folder, lambda split, index: (long, SAMPLING_RATE))
+    keep_worst_errors(folder, lambda split, index: (long, SAMPLING_RATE, 30.0))
     kept = read_worst_errors(folder)
     assert sorted(kept) == list(range(1, 25))
     assert {len(sound.waveform) for sound in kept.values()} == {15 * SAMPLING_RATE}

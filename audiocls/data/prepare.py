@@ -36,13 +36,15 @@ class RunData:
     commits: dict[str, str] = field(default_factory=dict)  # of each data set on the Hub
     accounts: list[str] = field(default_factory=list)  # of each data set, where all that is in it went
 
-    def sound(self, split: str, index: int) -> tuple[Waveform, int]:
-        """What is used of a clip of "train", "evaluation" or "test": float32 [samples], and its rate in Hz.
+    def sound(self, split: str, index: int) -> tuple[Waveform, int, float]:
+        """What is used of a clip of "train", "evaluation" or "test", its rate, and the whole clip's length.
 
+        float32 [samples], in Hz, in seconds; silence that was trimmed is no part of either.
         Raises BadAudio where it was not cached and cannot be read any more.
         """
         clips = self.parts[split]
-        return clips.decoded[clips.rows[index]], clips.decoded.sampling_rate
+        row = clips.rows[index]
+        return clips.decoded[row], clips.decoded.sampling_rate, float(clips.decoded.seconds[row])
 
     @property
     def parts(self) -> dict[str, ClipDataset]:

@@ -1,11 +1,13 @@
 """Templates -> HTML pages of one file each: no script, nothing from elsewhere, and no name can break out."""
 
 import math
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from audiocls.errors import one_line
 from audiocls.reporting import figures
@@ -52,6 +54,15 @@ def inert(value: Any) -> Any:
     return one_line(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def linking(text: str, flags: Collection[str]) -> Markup:
+    """A text in which each of our `flags` that it names leads to where the page shows that setting."""
+
+    def linked(found: re.Match[str]) -> str:
+        return f'<a href="#set{found[0]}">{found[0]}</a>' if found[0] in flags else found[0]
+
+    return Markup(re.sub(r"(?<![\w-])--[a-z]+(-[a-z]+)*", linked, str(escape(one_line(text)))))
+
+
 PAGES = Environment(
     loader=PackageLoader("audiocls.reporting"),
     autoescape=True,
@@ -60,7 +71,7 @@ PAGES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-FILTERS = (percent, hours, duration, rates, channels, copies_where, copies_found, findings, lengths)
+FILTERS = (percent, hours, duration, rates, channels, copies_where, copies_found, findings, lengths, linking)
 PAGES.filters |= {filter.__name__: filter for filter in FILTERS}
 
 

@@ -1,11 +1,13 @@
-"""A run folder -> report.html, one file that opens offline: `python -m audiocls.reporting.report RUN`.
+"""A run folder -> report.html, one file that opens offline: `python -m audiocls.reporting.report FOLDER`.
 
-It needs neither torch nor a model: everything in it is in the run folder.
+It needs neither torch nor a model: everything in it is in the run folder. A folder of several runs gets an
+index.html.
 """
 
 import dataclasses
 import math
 import os
+import re
 import sys
 from base64 import b64encode
 from pathlib import Path
@@ -23,9 +25,23 @@ from audiocls.reporting import figures
 from audiocls.reporting.doubts import doubted, is_guess
 from audiocls.reporting.pages import duration, percent, render
 from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, RunResults, read_run, read_worst_errors
+from audiocls.reporting.run_index import update_index, write_index
+from audiocls.reporting.waveforms import drawing_of
 from audiocls.storage import write_text
 
-POINTS = 240  # of a waveform's outline
+# What a run folder holds besides this page, and what it is; a folder's name ends in /.
+FILES = {
+    "run.json": "settings, labels and versions",
+    "metrics.jsonl": "every number that was logged",
+    "predictions.jsonl": "what the model made of each clip",
+    "best/": "the best model",
+    "errors/": "the sound of the worst errors",
+    "doubted.csv": "the labels that are doubted",
+    "audit.json": "what is in the data set",
+    "profile/": "where the time of a step goes",
+    "log.txt": "what the run said",
+}
+HUB = "https://huggingface.co"
 
 
 def write_report(run_folder: Path) -> Path:
@@ -55,7 +71,12 @@ def report(run_folder: Path) -> str:
         most_named=figures.MOST_NAMED_CLASSES,
         settings=settings(results.config),
         again=to_type("train", "--config", "run.json", folder=""),
+        flags={flag_name(name) for name in results.config},
         facts=facts(results.run),
+        files=[(name, what) for name, what in FILES.items() if (run_folder / name).exists()],
+        model_url=hub_url(results.run, "model"),
+        dataset_url=hub_url(results.run, "dataset"),
+        pushed_url=pushed_url(results.config),
         speed=speed(results, end.get("wall_seconds")),
         speed_charts=speed_charts(results),
         **scored_parts(results, run_folder),
@@ -114,21 +135,9 @@ def scored_parts(results: RunResults, run_folder: Path) -> dict[str, Any]:
         "is_guess": is_guess(predictions),
         "most_shown": MOST_ERRORS,
         "most_seconds": MOST_SECONDS,
-        "points": POINTS,
-        # Markup: ours, and longer than a line of anybody's.
-        "outline": lambda waveform: Markup(outline(waveform)),
-        "base64": lambda flac: Markup(b64encode(flac).decode()),
+        "base64": lambda flac: Markup(b64encode(flac).decode()),  # ours, and longer than a line of anybody's
+        "drawing_of": drawing_of,
     }
-
-
-def outline(waveform: np.ndarray) -> str:
-    """An SVG path around a waveform, POINTS wide and 1 to each side of 0, its peak at 0.95."""
-    stretches = np.array_split(waveform, min(POINTS, len(waveform)))
-    scale = 0.95 / max(float(np.abs(waveform).max()), 1e-9)
-    width = POINTS / len(stretches)
-    top = [f"{i * width:.2f} {-scale * float(s.max()) - 0.01:.3f}" for i, s in enumerate(stretches)]
-    bottom = [f"{i * width:.2f} {-scale * float(s.min()) + 0.01:.3f}" for i, s in enumerate(stretches)]
-    return f"M{'L'.join(top + bottom[::-1])}Z"
 
 
 def speed(results: RunResults, wall_seconds: float | None) -> list[tuple[str, str, str]]:
@@ -174,6 +183,26 @@ def settings(config: dict[str, Any]) -> list[tuple[str, str, bool]]:
     ]
 
 
+def hub_url(run: dict[str, Any], setting: str) -> str:
+    """The page on the Hub of what a setting names; empty where it was not from there, as far as is known."""
+    name = run["config"][setting]
+    commit = run["hub_commits"].get(name)
+    if not (is_on_hub(name) and isinstance(commit, str) and re.fullmatch("[0-9a-f]{7,64}", commit)):
+        return ""
+    return f"{HUB}/{'' if setting == 'model' else 'datasets/'}{name}/tree/{commit}"
+
+
+def pushed_url(config: dict[str, Any]) -> str:
+    """Where on the Hub --push-to-hub uploads the model; empty without it."""
+    name = config["push_to_hub"]
+    return f"{HUB}/{name}" if is_on_hub(name) and "/" in name and not config["push_dry_run"] else ""
+
+
+def is_on_hub(name: Any) -> bool:
+    """Whether something may be a name on the Hub, OWNER/NAME or NAME."""
+    return isinstance(name, str) and re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", name, re.ASCII) is not None
+
+
 def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
     commits = [(f"{name} at", commit) for name, commit in run["hub_commits"].items()]
     found = [("device", run["device"]), ("precision", run["precision"])]
@@ -183,8 +212,13 @@ def facts(run: dict[str, Any]) -> list[tuple[str, str]]:
 
 def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        raise UserError("Give one run folder: python -m audiocls.reporting.report RUN.")
-    print(write_report(Path(os.path.expanduser(sys.argv[1]))))
+        raise UserError("Give a run's folder, or one of several: python -m audiocls.reporting.report FOLDER.")
+    folder = Path(os.path.expanduser(sys.argv[1]))
+    if not (folder / "run.json").exists() and (index := write_index(folder)):
+        print(index)
+        return OK
+    print(write_report(folder))
+    update_index(folder)
     return OK
 
 

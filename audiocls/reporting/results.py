@@ -186,11 +186,13 @@ def read_predictions(path: Path, names: list[str], split: str | None = None) -> 
 
 
 class Sound(NamedTuple):
-    """What the model was given of one clip."""
+    """What the model was given of one clip, up to MOST_SECONDS of it."""
 
     flac: bytes
     waveform: np.ndarray  # float32 [samples]
     sampling_rate: int
+    used_seconds: float  # given to the model
+    clip_seconds: float  # of the whole clip
 
     @property
     def seconds(self) -> float:
@@ -200,14 +202,19 @@ class Sound(NamedTuple):
 def read_worst_errors(run_folder: Path) -> dict[int, Sound]:
     """Place (1 is the worst) -> its sound in errors/; none unless they are whole, of these predictions."""
     folder = run_folder / "errors"
-    if damage(folder) or checksums_of(folder).get("predictions") != predictions_digest(run_folder):
+    about = checksums_of(folder)
+    if damage(folder) or about.get("predictions") != predictions_digest(run_folder):
         return {}
+    sounds = {}
     try:
-        return {
-            int(file.stem): Sound(file.read_bytes(), *soundfile.read(file, dtype="float32"))
-            for file in sorted(folder.glob("[0-9][0-9].flac"))
-        }
-    except (OSError, soundfile.LibsndfileError) as error:
+        for file in sorted(folder.glob("[0-9][0-9].flac")):
+            place = int(file.stem)
+            waveform, rate = soundfile.read(file, dtype="float32")
+            # An older run does not say.
+            used, whole = about.get("seconds", {}).get(str(place), [len(waveform) / rate] * 2)
+            sounds[place] = Sound(file.read_bytes(), waveform, rate, float(used), float(whole))
+        return sounds
+    except (*READ_ERRORS, soundfile.LibsndfileError) as error:
         raise InputOutputFailed(f"{folder} cannot be read: {error}.") from None
 
 

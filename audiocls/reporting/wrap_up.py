@@ -17,9 +17,9 @@ from audiocls.storage import complete_folder
 from audiocls.streams import say
 
 MANY_DOUBTS = 0.2  # of the clips: more are hardly wrong labels
-# ("evaluation", "test" or "folds", place of a clip in it) -> its waveform, float32 [samples], and its rate.
-# Raises ValueError where it cannot be read any more.
-Sound = Callable[[str, int], tuple[np.ndarray, int]]
+# ("evaluation", "test" or "folds", place of a clip in it) -> what is used of it, float32 [samples], its rate,
+# in Hz, and the whole clip's seconds. Raises ValueError where it cannot be read any more.
+Sound = Callable[[str, int], tuple[np.ndarray, int, float]]
 # Takes a name, pixels, uint8 [height, width, 3], and a step.
 ShowImage = Callable[[str, np.ndarray, int], None]
 
@@ -36,6 +36,10 @@ def wrap_up(run_folder: Path, sound: Sound, show_image: ShowImage | None = None)
         from audiocls.reporting.report import write_report  # matplotlib
 
         say(f"report: {write_report(run_folder)}")
+    with noted("the index of the runs"):
+        from audiocls.reporting.run_index import update_index
+
+        update_index(run_folder)
     if show_image:
         with noted("the confusion matrix as an image"):
             show_confusion(run_folder, show_image)
@@ -53,12 +57,15 @@ def keep_worst_errors(run_folder: Path, sound: Sound) -> None:
     worst = predictions.worst(MOST_ERRORS)
     if predictions.split == "folds":
         worst = [doubt.clip for doubt in doubted(results)[:MOST_ERRORS]]
-    with complete_folder(run_folder / "errors", predictions=predictions_digest(run_folder)) as unfinished:
+    seconds: dict[str, tuple[float, float]] = {}  # by place: used, and of the whole clip
+    about = {"predictions": predictions_digest(run_folder), "seconds": seconds}
+    with complete_folder(run_folder / "errors", **about) as unfinished:
         for place, index in enumerate(worst, start=1):
             try:
-                waveform, rate = sound(predictions.split, index)
+                waveform, rate, whole = sound(predictions.split, index)
             except ValueError:  # where nothing could be cached, the file may be gone by now
                 continue
+            seconds[str(place)] = len(waveform) / rate, whole
             soundfile.write(unfinished / f"{place:02d}.flac", waveform[: MOST_SECONDS * rate], rate)
 
 
