@@ -20,7 +20,9 @@ from audiocls.reporting.pages import render
 from audiocls.storage import READ_ERRORS, failing_as, fsync, open_regular
 
 MARK = "audiocls, index of runs"  # the page's generator: only what bears it is replaced
-TAIL_BYTES = 65_536  # of metrics.jsonl: the last few hundred records
+# Of the end of metrics.jsonl, in bytes: enough for the last records of a finished run, and for the last few
+# hundred of another one.
+TAIL, LONG_TAIL = 4096, 65_536
 # compare.py names a setting's folder so, and what compares them A-vs-B-0123ab.html.
 OF_COMPARISON = re.compile(r".*-[0-9a-f]{6}")
 Link = tuple[str, str]  # text, address
@@ -133,7 +135,9 @@ def run_row(folder: Path) -> Row:
     try:
         with open_regular(folder / "run.json") as file:
             run = json.load(file)
-        records = last_records(folder / "metrics.jsonl")
+        records = last_records(folder / "metrics.jsonl", TAIL)
+        if not any(one["kind"] == "end" for one in records):
+            records = last_records(folder / "metrics.jsonl", LONG_TAIL)
         config, folds = run["config"], run.get("folds", [])
         row.data, row.model = str(config["dataset"]), str(config["model"])
         end = next((one for one in records if one["kind"] == "end"), None)
@@ -174,16 +178,22 @@ def comparison_row(folder: Path) -> Row | None:
 
 
 def best_text(metric: str, records: list[dict[str, Any]], folds: list[dict[str, Any]]) -> str:
-    """`macro_f1 0.9733`, the score by which the best model was chosen; of folds the mean over them."""
+    """`macro_f1 0.9733`, the score by which the best model was chosen, and its score on a test set.
+
+    Of folds it is the mean over them.
+    """
     if folds:
         metric = metric if metric in folds[0]["scores"] else "accuracy"
         return f"{metric} {np.mean([fold['scores'][metric] for fold in folds]):.4f} over {len(folds)} folds"
-    for record in records:
+    best, test = "", ""
+    for record in reversed(records):
         if record["kind"] == "end" and record["best_score"] is not None:
-            return f"{record['best_metric']} {record['best_score']:.4f}"
-        if record["kind"] == "eval" and record.get("is_best"):
-            return f"{metric} {record[metric]:.4f}"
-    return ""
+            best = f"{record['best_metric']} {record['best_score']:.4f}"
+        elif record["kind"] == "eval" and record.get("is_best"):
+            best = f"{metric} {record[metric]:.4f}"
+        elif record["kind"] == "test":
+            test = f", test {record[metric]:.4f}"
+    return best + test
 
 
 def ended_text(run: dict[str, Any], records: list[dict[str, Any]], *, is_over: bool) -> str:
@@ -194,16 +204,16 @@ def ended_text(run: dict[str, Any], records: list[dict[str, Any]], *, is_over: b
     return how if step is None else f"{how}, at step {step}"
 
 
-def last_records(metrics: Path) -> list[dict[str, Any]]:
-    """The last records of metrics.jsonl, the newest first; a line that is being written is left out."""
+def last_records(metrics: Path, num_bytes: int) -> list[dict[str, Any]]:
+    """The records in the last bytes of metrics.jsonl, the newest first; a line that is being written is left out."""
     try:
         file = open_regular(metrics)
     except FileNotFoundError:
         return []
     with file:
-        start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+        start = max(0, file.seek(0, os.SEEK_END) - num_bytes)
         file.seek(start)
-        lines = file.read(TAIL_BYTES).split(b"\n")[:-1]
+        lines = file.read(num_bytes).split(b"\n")[:-1]
     return [json.loads(line) for line in lines[1 if start else 0 :]][::-1]
 
 

@@ -36,8 +36,12 @@ def drawing_of(sound: Sound) -> Drawing:
         seconds * scale,
         [(tick * scale, f"{tick:g}") for tick in ticks(seconds)],
         min(used, seconds) * scale,
-        f"{used:.1f} s" if is_whole else f"the first {used:.1f} s of {whole:.1f} s used",
+        in_seconds(used) if is_whole else f"the first {in_seconds(used)} of {in_seconds(whole)} used",
     )
+
+
+def in_seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
 
 
 def ticks(seconds: float) -> list[float]:
