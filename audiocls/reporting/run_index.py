@@ -205,7 +205,7 @@ def ended_text(run: dict[str, Any], records: list[dict[str, Any]], *, is_over: b
 
 
 def last_records(metrics: Path, num_bytes: int) -> list[dict[str, Any]]:
-    """The records in the last bytes of metrics.jsonl, the newest first; a line that is being written is left out."""
+    """The records in the last bytes of metrics.jsonl, the newest first; no line that is being written."""
     try:
         file = open_regular(metrics)
     except FileNotFoundError:
