@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -70,12 +71,11 @@ def test_a_clone_in_the_current_folder_hides_nothing(kind: str, site: Path, tmp_
     path = site
     if kind == "editable":  # the folder that is put on the path by what `pip install -e` installs
         build = f"from hatchling.build import build_editable; print(build_editable({str(tmp_path)!r}))"
-        wheel = subprocess.run(
-            [sys.executable, "-c", build], cwd=ROOT, check=True, capture_output=True, text=True
-        )
-        unpack = [sys.executable, "-m", "zipfile", "-e", wheel.stdout.splitlines()[-1], "."]
-        subprocess.run(unpack, cwd=tmp_path, check=True)
-        path = Path((tmp_path / "_audiocls.pth").read_text().strip())
+        command = [sys.executable, "-c", build]
+        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        with zipfile.ZipFile(tmp_path / done.stdout.splitlines()[-1]) as wheel:
+            path = Path(wheel.read("_audiocls.pth").decode().strip())
+        assert path == ROOT
     home = run(path, tmp_path, "-c", HOME)
     assert home.stdout == f"{path / 'audiocls' / '__init__.py'} TrainConfig\n", home.stderr
     usage = run(path, tmp_path, "-m", "audiocls.compare", "--help").stdout
