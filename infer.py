@@ -4,7 +4,7 @@ import gc
 import sys
 from collections.abc import Iterable
 
-from audiocls.errors import INPUTS_REFUSED, OK, exit_code_of, one_line
+from audiocls.errors import INPUTS_REFUSED, OK, exit_code_of, tell
 from audiocls.flags import parse_infer
 from audiocls.lean_torch import import_lean_torch
 
@@ -49,7 +49,7 @@ def main() -> int:
         config.model, device=config.device, precision=config.precision, backbone=config.backbone
     )
     for note in unlike_training(config):
-        print(note, file=sys.stderr)
+        tell(note)
     scored = ScoredClips(classifier, clips) if clips is not None else None
     predictions = classifier.stream(
         inputs,
@@ -78,9 +78,9 @@ def main() -> int:
             true_labels=config.dataset is not None,
         )
     for line in scored.lines() if scored else ():
-        print(one_line(line), file=sys.stderr)
+        tell(line)
     if refused:
-        print(f"{refused}{f' of {total}' if total else ' of the'} inputs were refused", file=sys.stderr)
+        tell(f"{refused}{f' of {total}' if total else ' of the'} inputs were refused")
     return INPUTS_REFUSED if refused else OK
 
 

@@ -15,6 +15,7 @@ from audiocls.signals import StopSignal
 if TYPE_CHECKING:
     import torch
 
+    from audiocls.data.audit import Audit
     from audiocls.data.prepare import RunData
     from audiocls.distributed import Ranks
     from audiocls.model.backbone import LoadedModel
@@ -45,7 +46,6 @@ def main() -> int:
 
 def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
     """All that happens between flags and report, on each of the ranks."""
-    from audiocls.data.audit import audit
     from audiocls.devices import pick_device
     from audiocls.hub import check_login, say_push
     from audiocls.log.summary import open_log, say_start
@@ -71,7 +71,7 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
     device = pick_device(ranks.own_device(config.device), config.precision)
     run_folder = ranks.decide(lambda: claim_run_folder(config, ranks))
     with ranks.first_goes_ahead():  # the others find in its caches what it has fetched, decoded and computed
-        config, loaded, data = prepare(config, device, ranks)
+        config, loaded, data, found = prepare(config, device, ranks)
     ranks.check_alike("clips", lambda: data.layout)
     before = ranks.decide(lambda: micro_batch_before(run_folder, config))
     with how_it_ended(run_folder, ranks):
@@ -83,7 +83,7 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
         say_start(config, data, loaded, device, run_folder, ranks)
         if ranks.is_first:
             keep_micro_batch_size(run_folder, config.micro_batch_size)
-            keep_audit(run_folder, audit(config.dataset, data, loaded.backbone.max_samples))
+            keep_audit(run_folder, found)
 
         with (
             open_log(config, data, loaded, device, run_folder, ranks) as log,
@@ -101,12 +101,15 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
 
 def prepare(
     config: TrainConfig, device: "torch.device", ranks: "Ranks"
-) -> "tuple[TrainConfig, LoadedModel, RunData]":
-    """The settings with a value for every "auto", the model, and the clips, all ready to train."""
+) -> "tuple[TrainConfig, LoadedModel, RunData, Audit]":
+    """The settings with a value for every "auto", the model and the clips, ready to train; the audit."""
+    from audiocls.data.audit import audit
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
+    from audiocls.log.summary import say_data
     from audiocls.model.freezing import check_can_freeze, freeze, with_layer_sum
     from audiocls.model.loading import load_for_training, open_backbone
+    from audiocls.reporting.audit import say_summary
     from audiocls.training.features import cache_features
     from audiocls.training.graphs import check_can_capture
     from audiocls.training.head_first import train_head_first
@@ -126,6 +129,9 @@ def prepare(
         backbone = with_layer_sum(backbone)
     if config.cut_window:
         backbone, data = fit_window(backbone, data)
+    found = audit(config.dataset, data, backbone.max_samples)
+    say_data(config, data)
+    say_summary(found)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
     freeze(loaded, config.freeze)
     if config.activation_checkpointing:
@@ -133,11 +139,11 @@ def prepare(
     with out_of_memory_explained(smaller_work(config)):
         cache_dir = cache_folder(config.cache_dir)
         if config.head_first:
-            loaded = train_head_first(config, loaded, data, cache_dir, device)
+            train_head_first(config, loaded, data, cache_dir, device)
         if config.cache_features or config.freeze == "encoder":
             takes = "pooled" if config.freeze == "encoder" else "features"
             loaded, data = cache_features(loaded, data, takes, cache_dir, device)
-    return config, loaded, data
+    return config, loaded, data, found
 
 
 def audit_only(config: TrainConfig) -> None:

@@ -33,6 +33,7 @@ from audiocls.errors import (
     UserError,
     ending_of,
     reason,
+    tell,
 )
 from audiocls.hub import use_local_cache
 from audiocls.peers import (
@@ -260,7 +261,7 @@ def name_of_start(store: dist.Store, rank: int, world_size: int, stop: StopSigna
         while not store.check([f"answer to {own}"]):
             if not wait():
                 if rank == 1:
-                    print(f"error: rank 0 {NOT_COME}.", file=sys.stderr)
+                    tell(f"error: rank 0 {NOT_COME}.")
                 raise SystemExit(TRAINING_FAILED)
         name = store.get(f"answer to {own}").decode()
         store.set(f"rank {rank} is in {name}", "")

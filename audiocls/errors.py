@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from audiocls.lines import fitted
+
 OK = 0
 WRONG_USAGE = 2
 INPUTS_REFUSED = 3
@@ -69,11 +71,16 @@ def exit_code_of(main: Callable[[], int]) -> int:
     except (Exception, Stopped, KeyboardInterrupt) as error:
         if (ending := ending_of(error)) is None:
             if rank := os.environ.get("RANK"):  # before it could tell the others, see distributed.joined
-                print(one_line(f"error: rank {rank}: {reason(error)}"), file=sys.stderr)
+                tell(f"error: rank {rank}: {reason(error)}")
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # on each machine once, where ranks have not met yet
-            print(one_line(ending.says), file=sys.stderr)
+            tell(ending.says)
         return ending.exit_code
+
+
+def tell(text: str) -> None:
+    """A message on standard error; without what `streams.say` imports to spare a bar."""
+    print(fitted(one_line(text), sys.stderr), file=sys.stderr, flush=True)
 
 
 def is_first_rank() -> bool:

@@ -24,7 +24,7 @@ from audiocls.errors import OK, UserError, exit_code_of, named
 from audiocls.flags import as_typed, parse_folds, parse_train
 from audiocls.metrics import SCORES, all_scores
 from audiocls.model.loading import open_backbone
-from audiocls.reporting.audit import keep_audit
+from audiocls.reporting.audit import keep_audit, say_summary
 from audiocls.reporting.doubts import DOUBTED, write_doubted
 from audiocls.reporting.results import (
     FOLDS_KEYS,
@@ -34,7 +34,7 @@ from audiocls.reporting.results import (
     read_predictions,
     read_run,
 )
-from audiocls.reporting.wrap_up import say_folds, wrap_up
+from audiocls.reporting.wrap_up import say_folds, say_report, wrap_up
 from audiocls.signals import StopSignal
 from audiocls.storage import write_json, write_text
 from audiocls.streams import say
@@ -87,6 +87,7 @@ def main() -> int:
     if own.final:
         run_trials([final], stop)
         quote_folds(final.folder, folder, data)
+        say_report(final.folder)
         say(f"the final model, trained on all clips, is in {final.folder}/best")
     stop.ignore()
     return OK
@@ -192,7 +193,9 @@ def pool(folder: Path, config: TrainConfig, data: RunData, folds: list[Fold]) ->
     write_text(path, pooled)
     if is_new or not (folder / DOUBTED).exists():  # somebody may have edited it
         write_doubted(folder, read_run(folder))
-    keep_audit(folder, audit(config.dataset, replace(data, notes=[*data.notes, *notes])))
+    found = audit(config.dataset, replace(data, notes=[*data.notes, *notes]))
+    keep_audit(folder, found)
+    say_summary(found)
     wrap_up(folder, lambda split, index: sound(data, split, index))
 
 

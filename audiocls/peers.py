@@ -11,14 +11,13 @@ import math
 import os
 import select
 import signal
-import sys
 import threading
 import time
 from typing import NamedTuple
 
 from torch.distributed import PrefixStore, TCPStore
 
-from audiocls.errors import TRAINING_FAILED, Stopped, one_line
+from audiocls.errors import TRAINING_FAILED, Stopped, tell
 from audiocls.signals import STOP_SIGNALS, StopSignal, stop_signals_blocked
 
 BEAT_SECONDS = 0.5
@@ -89,7 +88,7 @@ class Peers:
         except RuntimeError:
             self.ended, is_first = mine, self.has_word
         if is_first:
-            print(one_line(says), file=sys.stderr, flush=True)
+            tell(says)
         return is_first
 
     def why_ended(self) -> Ended | None:

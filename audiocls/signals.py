@@ -20,6 +20,9 @@ class Stop(Protocol):
     requested: bool
 
 
+STOPPED_AT_THE_END = "stopped after the last step: the same command with --resume finishes the run"
+
+
 class StopSignal:
     """Whether a signal asked the process to stop.
 
@@ -67,7 +70,7 @@ class StopSignal:
         """From here on a signal only sets `requested`."""
         self.at_once = False
 
-    def undefer(self, says: str = "stopped after the last step: --resume finishes the run") -> None:
+    def undefer(self, says: str = STOPPED_AT_THE_END) -> None:
         """From here on a signal raises Stopped again; one that came meanwhile does so now, in these words."""
         self.at_once = True
         if self.requested:

@@ -4,19 +4,41 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from audiocls.errors import one_line
+from audiocls.lines import fitted
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
 
 
-def say(text: str, file: TextIO | None = None) -> None:
-    """A line on standard output, or on `file`, above the progress bar where there is one."""
+def say(text: str, file: TextIO | None = None, *, is_command: bool = False) -> None:
+    """A message on standard output, or on `file`, above the progress bar where there is one.
+
+    It is broken to fit, unless it is a command, which is to be copied.
+    """
     from tqdm import tqdm
 
     file = file or sys.stdout
-    tqdm.write(one_line(text), file=file)
+    tqdm.write(fitted(one_line(text), file, is_command=is_command), file=file)
     file.flush()
+
+
+def progress(
+    items: Iterable[T],
+    what: str,
+    total: int | None = None,
+    file: TextIO | None = None,
+    unit: str = "clip",
+) -> "tqdm[T]":
+    """The items, with a bar on standard error, or `file`, if that is a terminal; it is gone afterwards."""
+    from tqdm import tqdm
+
+    return tqdm(items, what, total, leave=False, disable=None, dynamic_ncols=True, unit=unit, file=file)
 
 
 LONGEST_WAIT_SECONDS = 5.0  # for a few system calls of another thread

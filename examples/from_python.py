@@ -7,7 +7,7 @@ from audiocls.data.prepare import prepare_data
 from audiocls.devices import pick_device
 from audiocls.errors import OK, exit_code_of
 from audiocls.log.run_log import RunLog
-from audiocls.log.summary import say_start
+from audiocls.log.summary import say_data, say_start
 from audiocls.model.loading import load_for_training, open_backbone
 from audiocls.signals import StopSignal
 from audiocls.training.loop import finish, train
@@ -23,6 +23,7 @@ def main() -> int:
     data = prepare_data(config, backbone.sampling_rate, backbone.min_samples, backbone.max_samples)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
     write_run(run_folder, config, data, backbone, device)
+    say_data(config, data)
     say_start(config, data, loaded, device, run_folder)
     with RunLog(run_folder) as log:
         state = train(config, loaded, data, device, run_folder, log, stop)

@@ -63,6 +63,11 @@ def run_script(*arguments: str, timeout: float = 60, **options: Any) -> subproce
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 
 
+def unbroken(said: str) -> str:
+    """What a run said, each message on one line again."""
+    return said.replace("\n  ", " ")
+
+
 def assert_one_line_error(finished: subprocess.CompletedProcess[str], exit_code: int, *words: str) -> None:
     """It ended as a user's mistake ends: a documented exit code, one line on stderr that holds `words`."""
     assert finished.returncode == exit_code, finished.stderr

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from data_helpers import ROOT, run_script, write_class_folders, write_table
+from data_helpers import ROOT, run_script, unbroken, write_class_folders, write_table
 from report_helpers import write_run_folder
 
 from audiocls import folds
@@ -90,9 +90,7 @@ def test_the_report_is_of_the_pooled_clips_and_lists_folds_and_doubts(place: Pat
     results = read_run(folder)
     assert results.predictions and results.predictions.split == "folds"
     page = report(folder)
-    assert (
-        "Each of 24 clips was scored by one of 3 models, which never heard it, nor any of its speaker" in page
-    )
+    assert "Each of 24 clips was scored by one of 3 models, which never heard it, nor any of its" in page
     assert all(f"<td>{name}</td>" in page for name in ("anna", "ben", "cleo"))
     assert "Doubted labels" in page
     with (folder / "doubted.csv").open(newline="") as file:
@@ -288,11 +286,11 @@ def test_a_test_set_is_no_part_of_the_folds_and_is_scored_by_each_model(tmp_path
     table.write_text("\n".join([f"{header},split", *rows]) + "\n")
     done = run_folds(tmp_path, "speakers", "--final", "--", *SHARED, "--group-column", "speaker")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "data: clips.csv: 28 rows: train 24 clips, test 4 clips" in done.stdout
-    assert "2 clips sound like clips of other groups" in done.stdout
-    assert "one fold has all clips of hm" in done.stdout
+    assert "data: clips.csv: 28 rows: train 24 clips, test 4 clips" in unbroken(done.stdout)
+    assert "2 clips sound like clips of other groups" in unbroken(done.stdout)
+    assert "one fold has all clips of hm" in unbroken(done.stdout)
     assert "left out" not in done.stdout
-    assert "the test set, mean over the folds' models: accuracy " in done.stdout
+    assert "the test set, mean over the folds' models: accuracy " in unbroken(done.stdout)
     folder = tmp_path / "runs" / "folds-speakers-clips-tiny"
     assert len(lines_of(folder / "predictions.jsonl")) == 24
     with (folder / "doubted.csv").open(newline="") as file:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_helpers import ROOT, assert_one_line_error, write_wav
+from data_helpers import ROOT, assert_one_line_error, unbroken, write_wav
 from hub_content import INTENTS, write_minds14, write_tiny_wav2vec2
 from hub_server import HubServer, Request
 from huggingface_hub import ModelCard
@@ -233,7 +233,7 @@ def test_stderr_holds_no_traceback_and_no_warning(guide: Guide) -> None:
 
 
 def test_what_was_cut_and_what_was_not_used_is_said(guide: Guide) -> None:
-    notes = [line for line in guide.finished.stdout.splitlines() if line.startswith("note: ")]
+    notes = [line for line in unbroken(guide.finished.stdout).splitlines() if line.startswith("note: ")]
     assert any("--max-seconds 1 cuts" in note for note in notes)
     assert any("are not used" in note for note in notes)
 
@@ -259,8 +259,9 @@ def test_the_best_model_loads_anywhere(guide: Guide) -> None:
 
 
 def test_what_a_run_says_to_type_next_names_a_file(guide: Guide) -> None:
-    *_, last = guide.finished.stdout.splitlines()
-    command = last.partition("try: ")[2].split()
+    *_, before, last = guide.finished.stdout.splitlines()
+    assert before.endswith("try:")
+    command = last.split()
     assert command[:3] == ["python", str(ROOT / "infer.py"), "runs/minds14-wav2vec2-base"]
     # A Hub data set's clips lie in no file of their own: what is suggested must be a file, or a word for one.
     assert (guide.cwd / command[3]).exists() or not command[3].startswith("PolyAI/")
@@ -323,7 +324,7 @@ def test_with_a_warm_cache_the_hub_is_not_needed(
 ) -> None:
     finished, _ = without_hub["warm"]
     assert finished.returncode == 0, finished.stderr
-    assert "train 33 clips, evaluation (held out of train) 9 clips" in finished.stdout
+    assert "train 33 clips, evaluation (held out of train) 9 clips" in unbroken(finished.stdout)
 
 
 @pytest.mark.parametrize("case", ["empty", "empty, told to be offline", "empty, tiny model"])

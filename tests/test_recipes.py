@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Lab, write_clips
-from data_helpers import run_script
+from data_helpers import run_script, unbroken
 
 from audiocls.config import GUIDE_DATASET, TrainConfig
 from audiocls.data.prepare import RunData
@@ -187,8 +187,8 @@ def test_ones_own_clips_are_trained_on_by_standard_and_the_lines_say_so(tmp_path
     few = ("--model", "tiny", "--max-steps", "4", "--device", "cpu")
     done = run_script("train.py", "--dataset", "clips", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "recipe standard: --max-seconds 15.0 " in done.stdout
-    assert "4 steps: 1.33333 passes of 24 clips, 8 at a time" in done.stdout
+    assert "recipe standard: --max-seconds 15.0 " in unbroken(done.stdout)
+    assert "4 steps: 1.333 passes of 24 clips, 8 at a time" in unbroken(done.stdout)
     run = json.loads((tmp_path / "runs/clips-tiny/run.json").read_text())
     assert (run["config"]["recipe"], run["config"]["learning_rate"]) == ("standard", 3e-3)
     on = run_script("train.py", "--dataset", "clips", *few[:2], "--max-steps", "6", "--resume", cwd=tmp_path)
@@ -226,7 +226,7 @@ def test_with_everything_on_a_resumed_run_is_bit_identical_whatever_the_workers(
     shutil.rmtree(last)
     on = run_script("train.py", *flags, "--resume", "--num-workers", "2", cwd=tmp_path)
     assert on.returncode == 0, on.stderr
-    assert "going on after step 3" in on.stdout
+    assert "going on after step 3" in unbroken(on.stdout)
     assert (last / "model.safetensors").read_bytes() == weights
 
 
@@ -236,7 +236,7 @@ def test_frozen_trains_a_head_from_features_and_what_it_saves_classifies(tmp_pat
     few = ("--dataset", "clips", "--model", "tiny", "--device", "cpu", "--output-dir", "run")
     done = run_script("train.py", *few, "--recipe", "frozen", "--max-steps", "30", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "--freeze encoder" in done.stdout
+    assert "--freeze encoder" in unbroken(done.stdout)
     clip = next((tmp_path / "clips").rglob("*.wav"))
     answer = run_script("infer.py", "run", str(clip), "--device", "cpu", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr

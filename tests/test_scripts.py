@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import without_times
-from data_helpers import ROOT, assert_one_line_error, run_script, write_class_folders, write_table
+from data_helpers import ROOT, assert_one_line_error, run_script, unbroken, write_class_folders, write_table
 
 from audiocls.data.demo import LABELS
 
@@ -37,7 +37,11 @@ def run(workplace: Path) -> Path:
     done = script("train.py", *QUICK, cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "infer.py runs/demo-tiny" in done.stdout.splitlines()[-1]
+    *lines, command = done.stdout.splitlines()
+    assert "infer.py runs/demo-tiny" in command
+    assert max(map(len, lines)) <= 100
+    assert len(set(lines)) == len(lines)
+    assert "\033" not in done.stdout
     return workplace / "runs" / "demo-tiny"
 
 
@@ -166,7 +170,7 @@ def test_a_run_trains_on_from_another_by_the_names_of_its_labels(tmp_path: Path)
         "note: runs/one-tiny/best: labels whose row of its head is kept: 1; new: 2 (a cow, bird); "
         "of its own not trained: 2 (down, up)"
     )
-    assert note in on.stdout.splitlines()
+    assert note in unbroken(on.stdout).splitlines()
     assert (tmp_path / "runs" / "two-one-tiny" / "best" / "config.json").exists()
 
     best = (tmp_path / "runs" / "one-tiny" / "best" / "model.safetensors").read_bytes()

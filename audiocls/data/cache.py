@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from audiocls.data import ffmpeg
 from audiocls.data.audio import Decoded, DecodeOptions
@@ -31,7 +31,10 @@ from audiocls.data.limits import BadAudio, UnreadableAudio
 from audiocls.data.measures import Measured
 from audiocls.data.resampling import Waveform
 from audiocls.data.stores import MappedFile, Store, decode_place, take_place
+from audiocls.errors import number_of
+from audiocls.lines import duration
 from audiocls.storage import READ_ERRORS, unfinished_folder
+from audiocls.streams import progress, say
 
 FORMAT = 6  # raised when what is stored changes its meaning
 
@@ -147,13 +150,13 @@ def decode_all(clips: list[Clip], options: DecodeOptions, cache_dir: Path) -> Wa
     with contextlib.suppress(*READ_ERRORS):
         return open_cache(folder, waveforms)
 
-    may_recover = False
+    may_recover, began = False, time.perf_counter()
     # A stderr of the bar's own: while anything is decoded, descriptor 2 leads nowhere.
     terminal = os.fdopen(os.dup(2), "w") if sys.stderr.isatty() else contextlib.nullcontext(sys.stderr)
     offsets = np.zeros(len(clips), np.int64)
     num_written = 0
     with CacheWriter(folder) as cache, terminal as file:
-        bar = tqdm(decoded(clips, options), "decoding", len(clips), disable=None, leave=False, file=file)
+        bar = progress(decoded(clips, options), "decoding", len(clips), file)
         for index, result in bar:
             if isinstance(result, BadAudio):
                 errors[index] = str(result)
@@ -168,6 +171,7 @@ def decode_all(clips: list[Clip], options: DecodeOptions, cache_dir: Path) -> Wa
             lengths = {"num_samples": num_samples.tolist(), "seconds": seconds.tolist()}
             where = {"offsets": offsets.tolist()}
             cache.publish({**lengths, **where, "errors": errors, "measured": measured})
+    say(f"decoding: {number_of(len(clips), 'clip')} in {duration(time.perf_counter() - began)}")
     with contextlib.suppress(*READ_ERRORS):
         return open_cache(folder, waveforms)
     return waveforms

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from audiocls.data.clips import account
 from audiocls.data.trees import walk
-from audiocls.errors import UserError, number_of, one_line
+from audiocls.errors import UserError, number_of, tell
 
 
 def expand(inputs: Sequence[str]) -> Iterable[str]:
@@ -32,7 +32,7 @@ def files_of(name: str) -> list[str]:
     if not tree.audio:
         raise UserError(f"The folder {name} holds no audio files. ({said})")
     if tree.others:
-        print(one_line(f"note: {said}"), file=sys.stderr)
+        tell(f"note: {said}")
     return [str(tree.folder / file) for file in tree.audio]
 
 

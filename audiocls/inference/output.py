@@ -50,7 +50,7 @@ def with_progress(predictions: Iterable[Prediction], total: int | None) -> Itera
     """A bar on standard error while the predictions pass."""
     from tqdm import tqdm
 
-    with tqdm(total=total, unit="file", file=sys.stderr) as bar:
+    with tqdm(total=total, unit="file", dynamic_ncols=True, file=sys.stderr) as bar:
         for prediction in predictions:
             if prediction.start is None:
                 bar.update()

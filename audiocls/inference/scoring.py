@@ -1,6 +1,5 @@
 """A labelled data set classified: how often the model is right."""
 
-import sys
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +12,7 @@ from audiocls.data.clips import Clip, Segment
 from audiocls.data.columns import Columns, clean
 from audiocls.data.sources import load_source
 from audiocls.data.splits import check_columns, find_split, only_split
-from audiocls.errors import UserError, named, one_line
+from audiocls.errors import UserError, named, one_line, tell
 from audiocls.findings import MOST_NAMED
 from audiocls.inference.classifier import Classifier, Prediction
 from audiocls.metrics import SCORES, all_scores, confusion_matrix
@@ -37,9 +36,9 @@ def labelled_clips(config: InferConfig) -> list[Clip]:
         split = only_split(source, "test", "--eval-split")
     source.use(split)
     for note in source.notes:
-        print(f"note: {one_line(note)}", file=sys.stderr)
+        tell(f"note: {note}")
     clips = source.splits[split]
-    print(one_line(f"data: {source.account({f'classify ({split})': len(clips)})}"), file=sys.stderr)
+    tell(f"data: {source.account({f'classify ({split})': len(clips)})}")
     return clips
 
 

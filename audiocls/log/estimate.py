@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from audiocls.lines import duration
 from audiocls.log.phases import StepFacts
 
 WARM_UP_STEPS = 2  # the first are slower
@@ -44,10 +45,3 @@ class TimeEstimate:
         too_long = f"; {SHORTER}" if self.on_cpu and to_go > TOO_LONG_SECONDS else ""
         parts = f"{steps_to_go:,} steps of {step_seconds:.2g} s, {math.ceil(evaluations)} evaluations"
         return f"about {duration(to_go)} to go: {parts}{too_long}"
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

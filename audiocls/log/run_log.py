@@ -20,15 +20,7 @@ from audiocls.log.trackers import Trackers
 from audiocls.storage import failing_as
 from audiocls.streams import say
 
-# What the terminal calls the longest keys of metrics.jsonl.
-SHORT = {
-    "learning_rate": "lr",
-    "clips_per_second": "clips/s",
-    "audio_seconds_per_second": "audio_s/s",
-    "data_wait_seconds": "wait_s",
-    "padding_share": "padding",
-    "wall_seconds": "wall_s",
-}
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 
 
 @dataclass
@@ -62,6 +54,7 @@ class RunLog:
     speed_note: SpeedNote | None = None
     trackers: Trackers = field(default_factory=Trackers)
     bar: tqdm | None = None
+    best: float | None = None  # score so far, for the bar
     total_steps: int = 0
     steps_to_go: int = 0
     num_bytes: int = 0  # of metrics.jsonl
@@ -80,18 +73,21 @@ class RunLog:
         self.total_steps, self.num_bytes = total_steps, log_bytes
         self.steps_to_go = total_steps - step
         self.trackers.start(step)
-        self.bar = tqdm(total=total_steps, initial=step, desc="training", unit="step", disable=None)
+        self.bar = tqdm(
+            total=total_steps,
+            initial=step,
+            desc="training",
+            bar_format=BAR,
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
+        )
 
-    def advance(self, step: StepFacts, since: SinceLastLog, learning_rates: dict[str, float]) -> None:
+    def advance(self, step: StepFacts) -> None:
         """Show on the bar, and to the profiler, that an optimizer step is done."""
         if self.bar is not None:
-            rates = "/".join(f"{rate:.2g}" for rate in learning_rates.values())
-            self.bar.set_postfix_str(
-                f"loss {step.loss_sum / step.num_clips:.4f}, lr {rates}, "
-                f"{since.num_clips / since.seconds:.3g} clips/s, "
-                f"{since.data_wait_seconds / since.seconds:.0%} waiting for data",
-                refresh=False,
-            )
+            best = f", best {self.best:.4f}" if self.best is not None else ""
+            self.bar.set_postfix_str(f"loss {step.loss_sum / step.num_clips:.3f}{best}", refresh=False)
             self.bar.update()
         self.steps_to_go -= 1
         if self.estimate is not None and (line := self.estimate(step, self.steps_to_go)):
@@ -111,18 +107,25 @@ class RunLog:
     def train(
         self, step: int, epoch: float, since: SinceLastLog, learning_rates: dict[str, float], grad_norm: float
     ) -> None:
-        """Record the training since the last such record."""
+        """Record the training since the last such record, and say what of it tells how training goes."""
+        loss, speed = since.loss_sum / since.num_clips, since.num_clips / since.seconds
         self.record(
             "train",
             step=step,
             epoch=epoch,
-            loss=since.loss_sum / since.num_clips,
+            loss=loss,
             **dict[str, Any](learning_rates),
             grad_norm=grad_norm,
-            clips_per_second=since.num_clips / since.seconds,
+            clips_per_second=speed,
             audio_seconds_per_second=since.audio_seconds / since.seconds,
             data_wait_seconds=since.data_wait_seconds,
             padding_share=since.padding_seconds / (since.audio_seconds + since.padding_seconds),
+        )
+        rates = "/".join(f"{rate:.2g}" for rate in learning_rates.values())
+        self.say_step(
+            *("train", step, f"epoch {epoch:.1f}", f"loss {loss:.3f}", f"lr {rates}"),
+            f"{speed:.0f} clips/s" if speed >= 100 else f"{speed:.3g} clips/s",
+            f"wait {since.data_wait_seconds / since.seconds:.0%}",
         )
 
     def evaluation(
@@ -134,14 +137,22 @@ class RunLog:
         best: float | None,
         is_best: bool,
     ) -> None:
-        """Record an evaluation's scores, and say how the best so far compares."""
-        note = "a new best" if is_best else f"the best {metric} is still {readable(best)}"
-        self.record("eval", note, step=step, epoch=epoch, **scores, is_best=is_best)
+        """Record an evaluation's scores, and say how good it is, and whether it is the best so far."""
+        self.record("eval", step=step, epoch=epoch, **scores, is_best=is_best)
+        self.best = best
+        names = [name for name in dict.fromkeys(("accuracy", metric)) if name != "loss"]
+        shown = [f"{name} {scores[name]:.4f}" for name in names]
+        self.say_step("eval", step, f"loss {scores['loss']:.3f}", *shown, "new best" if is_best else "")
         if self.alarm is not None and (advice := self.alarm(step / self.total_steps, epoch, scores)):
             say(advice)
 
-    def record(self, kind: str, note: str = "", **values: Any) -> None:
-        """Write one record to metrics.jsonl, and say it in a line that ends with `note`."""
+    def say_step(self, kind: str, step: int, *facts: str) -> None:
+        """One line, which fits 80 columns; metrics.jsonl has everything, and all digits."""
+        if self.path is not None:
+            say("  ".join([f"{kind:5} step {step}/{self.total_steps}", *facts]).rstrip())
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Write one record to metrics.jsonl, and pass it on to the trackers."""
         if self.path is None:
             return
         # JSON has no word for NaN and infinity.
@@ -155,8 +166,6 @@ class RunLog:
             os.fsync(file.fileno())
             self.num_bytes = file.tell()
         self.trackers.record(kind, values)
-        shown = [f"{SHORT.get(key, key)} {readable(values[key])}" for key in values if key != "is_best"]
-        say("  ".join([f"{kind:5}", *shown, note]).rstrip())
 
     @property
     def show_image(self) -> Callable[[str, np.ndarray, int], None] | None:
@@ -179,7 +188,3 @@ class RunLog:
 def say_lines(text: str | None) -> None:
     for line in (text or "").splitlines():
         say(line)
-
-
-def readable(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

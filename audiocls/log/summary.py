@@ -11,6 +11,7 @@ from audiocls.config import TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
 from audiocls.distributed import ALONE, Ranks
+from audiocls.errors import number_of
 from audiocls.flags import as_typed
 from audiocls.log.advice import SpeedNote
 from audiocls.log.chance_alarm import ChanceAlarm
@@ -24,6 +25,18 @@ from audiocls.recipes import GUIDE_AT_CHANCE, GUIDE_ENDS, RECIPES
 from audiocls.streams import say
 
 
+def say_data(config: TrainConfig, data: RunData) -> None:
+    """Print what became of every file or row, and a note about anything surprising."""
+    for account in data.accounts:
+        say(f"data: {account}")
+    if config.split_by == "nothing":
+        say("note: nothing is held out: the evaluation is of the clips that are trained on, and flatters")
+    for note in data.notes:
+        say(f"note: {note}")
+    if cache := data.train.decoded.cache:
+        say(f"decoded audio: {cache.num_bytes / 1e6:.1f} MB in {cache.path.parent.parent}")
+
+
 def say_start(
     config: TrainConfig,
     data: RunData,
@@ -32,41 +45,34 @@ def say_start(
     run_folder: Path,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Print data set, model, precision and batch sizes, and a note about anything surprising."""
-    settings = [as_typed(name, getattr(config, name)) for name in RECIPES[config.recipe].settings]
-    say(f"recipe {config.recipe}: {' '.join(settings)}")
-    if all(getattr(config, name) == value for name, value in GUIDE_AT_CHANCE.items()):
-        say(f"note: {GUIDE_ENDS}")
-    if config.split_by == "nothing":
-        say("note: nothing is held out: the evaluation is of the clips that are trained on, and flatters")
-    for note in [*data.notes, *loaded.notes]:
-        say(f"note: {note}")
-    if config.model == "tiny" and (float(config.learning_rate) < 1e-3 or config.freeze == "encoder"):
-        say("note: tiny has random weights, which these settings hardly train: try --recipe scratch")
-    for account in data.accounts:
-        say(f"data: {account}")
-    if cache := data.train.decoded.cache:
-        say(f"decoded audio: {cache.num_bytes / 1e6:.1f} MB in {cache.path.parent}")
+    """Print model, settings, device and the run's folder, and a note about anything surprising."""
     parameters = list(loaded.model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    say(
-        f"model: {config.model}, {sum(p.numel() for p in parameters) / 1e6:.2f}M parameters, "
-        f"{trained / 1e6:.2f}M of them trained"
-    )
+    total, trained = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)
+    how_many = "all" if trained == total else f"{trained / 1e6:.2f}M"
+    say(f"model: {config.model}, {total / 1e6:.2f}M parameters, {how_many} of them trained")
     padding = "changes no result" if loaded.padding_invariant else "changes results, as in the guide"
     stock = f"transformers' own {loaded.backbone.config.model_type}"
     code = stock if loaded.backbone.is_stock else "audiocls/model/encoder.py"
     say(f"forward pass: {code}, in which padding {padding}")
+    for note in loaded.notes:
+        say(f"note: {note}")
+    settings = [as_typed(name, getattr(config, name)) for name in RECIPES[config.recipe].settings]
+    say(f"recipe {config.recipe}: {' '.join(settings)}")
+    if all(getattr(config, name) == value for name, value in GUIDE_AT_CHANCE.items()):
+        say(f"note: {GUIDE_ENDS}")
+    if config.model == "tiny" and (float(config.learning_rate) < 1e-3 or config.freeze == "encoder"):
+        say("note: tiny has random weights, which these settings hardly train: try --recipe scratch")
     on_ranks = f"{ranks.world_size} ranks, each on " if ranks.world_size > 1 else ""
-    say(
-        f"steps of {config.clips_per_step} clips, {config.micro_batch_size} at a time, on {on_ranks}"
-        f"{device_name(device)} in {pick_precision(config.precision, device)}"
-    )
+    precision = pick_precision(config.precision, device)
+    at_once = ""
+    if config.micro_batch_size < config.clips_per_step:
+        at_once = f", {number_of(config.micro_batch_size, 'clip')} at once"
+    say(f"device: {on_ranks}{device_name(device)}, in {precision}{at_once}")
     if (busy := -(-config.clips_per_step // config.micro_batch_size)) < ranks.world_size:
         idle, size = ranks.world_size - busy, -(-config.clips_per_step // ranks.world_size)
         say(f"note: {idle} of {ranks.world_size} ranks repeat what others do: give --batch-size {size}")
-    if device.type == "cpu" and pick_precision(config.precision, device) != "fp32":
-        say(f"note: {config.precision} is slower than fp32 on most CPUs")
+    if device.type == "cpu" and precision != "fp32":
+        say(f"note: {precision} is slower than fp32 on most CPUs")
     if device.type != "cuda" and config.precision == "tf32":
         say("note: only CUDA GPUs have tf32: computed in fp32")
     say(f"writing to {run_folder}/")

@@ -12,8 +12,12 @@ MANY_SILENT = 0.1  # of the clips: then it is probably not they that are wrong
 
 
 def keep_audit(run_folder: Path, audit: dict[str, Any]) -> None:
-    """Write audit.json, for the report, and say it in a few lines."""
+    """Write audit.json, for the report."""
     write_json(run_folder / "audit.json", audit)
+
+
+def say_summary(audit: dict[str, Any]) -> None:
+    """Say in a few lines what was found."""
     for line in summary_lines(audit):
         say(line)
     num_clips = sum(part["clips"] for part in audit["parts"].values())

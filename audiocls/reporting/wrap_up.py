@@ -10,6 +10,7 @@ import soundfile
 
 from audiocls.commands import to_type
 from audiocls.errors import named, number_of
+from audiocls.lines import duration
 from audiocls.metrics import SCORES
 from audiocls.reporting.doubts import DOUBTED, doubted, is_guess
 from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, predictions_digest, read_run
@@ -35,7 +36,7 @@ def wrap_up(run_folder: Path, sound: Sound, show_image: ShowImage | None = None)
     with noted("report.html"):
         from audiocls.reporting.report import write_report  # matplotlib
 
-        say(f"report: {write_report(run_folder)}")
+        write_report(run_folder)
     with noted("the index of the runs"):
         from audiocls.reporting.run_index import update_index
 
@@ -92,7 +93,9 @@ def say_end(run_folder: Path) -> None:
     results = read_run(run_folder)
     end, test = results.last("end"), results.last("test")
     metric, score = end["best_metric"], end["best_score"]
-    say(f"best: {metric} {score:.4f} on {results.run['evaluation_is']} at step {end['best_step']}")
+    after = f"{duration(end['wall_seconds'])}, {number_of(end['step'], 'step')}"
+    where = f"at step {end['best_step']} ({results.run['evaluation_is']})"
+    say(f"best: {metric} {score:.4f} {where}, after {after}")
     sizes = results.audit["classes"].get("evaluation", {}).values() if results.audit else ()
     if metric == "accuracy" and sizes and score <= (largest := max(sizes) / sum(sizes)):
         say(f"note: that is no better than always naming one label, which is right in {largest:.4f}")
@@ -101,11 +104,20 @@ def say_end(run_folder: Path) -> None:
         say(f"test: {scores} on {test['num_clips']} clips")
     example = results.predictions.paths[0] if results.predictions else ""
     file = example if os.path.exists(example) else "FILE.wav"  # a clip of a Hub data set is no file
-    say(f"the best model is in {run_folder}/best; try: {to_type('infer', str(run_folder), file)}")
+    say_report(run_folder)
+    say(f"the best model is in {run_folder}/best; try:")
+    say(f"  {to_type('infer', str(run_folder), file)}", is_command=True)
+
+
+def say_report(folder: Path) -> None:
+    """Where the report lies, if it could be made."""
+    if (page := folder / "report.html").exists():
+        say(f"report: {page} (open it in a browser)")
 
 
 def say_folds(folder: Path) -> None:
     """What the folds come to, in a few lines, and what to do about doubted labels."""
+    say_report(folder)
     results = read_run(folder)
     predictions, scores, folds = results.predictions, results.scores, results.folds
     assert predictions and scores

@@ -9,21 +9,22 @@ run on the same data finds it there.
 
 import dataclasses
 import hashlib
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from audiocls.data.cache import CacheWriter, FlatFile, InMemory, Waveforms, cache_key
 from audiocls.data.collators import Example
 from audiocls.data.prepare import RunData
 from audiocls.data.stores import Store
 from audiocls.errors import InputOutputFailed
+from audiocls.lines import duration
 from audiocls.model.backbone import LoadedModel
-from audiocls.streams import say
+from audiocls.streams import progress, say
 
 
 @dataclasses.dataclass
@@ -66,17 +67,19 @@ def cache_features(
     kept: FlatFile | InMemory = file
     if not file.is_whole():
         pooled: dict[int, np.ndarray] = {}  # some kB a clip: kept in memory where the folder holds nothing
-        say(f"once, before training: {len(rows):,} clips go through what is frozen of the model")
+        began = time.perf_counter()
         collate = loaded.collator()
         loaded.model.to(device).eval()
         with CacheWriter(folder) as writer, torch.inference_mode():
-            for row in tqdm(rows, "encoding", disable=None, leave=False):
+            for row in progress(rows, "encoding"):
                 batch = collate([Example(waveforms[row])]).to(device)
                 values = encoded(loaded, takes, batch.inputs).contiguous().cpu().numpy().astype(dtype)
                 writer.write(values)
                 if takes == "pooled":
                     pooled[int(row)] = values
             writer.publish({"lengths": lengths.tolist()})
+        took = duration(time.perf_counter() - began)
+        say(f"encoding: {len(rows):,} clips, once, through what is frozen of the model, in {took}")
         if not file.is_whole():
             if takes == "features":
                 raise InputOutputFailed(

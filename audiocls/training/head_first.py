@@ -5,7 +5,7 @@ than it did (LP-FT: Kumar et al. 2022, https://arxiv.org/abs/2202.10054). So the
 frozen encoder's output: each clip goes through the encoder once, and the steps after that take milliseconds.
 """
 
-import dataclasses
+import time
 from pathlib import Path
 
 import torch
@@ -14,8 +14,10 @@ from audiocls.config import TrainConfig
 from audiocls.data.batch_plan import BatchPlan
 from audiocls.data.loader import step_batches
 from audiocls.data.prepare import RunData
+from audiocls.lines import duration
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.freezing import freeze
+from audiocls.streams import progress, say
 from audiocls.training.features import cache_features
 from audiocls.training.loss import loss_sum
 from audiocls.training.optim import learning_rate_factor, make_optimizer, set_learning_rates
@@ -27,17 +29,17 @@ WARMUP_RATIO = 0.1
 
 def train_head_first(
     config: TrainConfig, loaded: LoadedModel, data: RunData, cache_dir: Path, device: torch.device
-) -> LoadedModel:
-    """The model with its head trained on what the frozen encoder makes of the training clips, and a note.
+) -> None:
+    """Train the head, in place, on what the frozen encoder makes of the training clips.
 
-    The head's weights change in place; what of the model is to be trained afterwards stays as it was. It is a
+    What of the model is to be trained afterwards stays as it was. It is a
     pure function of the model, the clips and the seed: a run that goes on does it again, and finds the same.
     """
     model = loaded.model.to(device)
     is_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     freeze(loaded, "encoder")
     above, pooled = cache_features(loaded, data, "pooled", cache_dir, device)
-    clips = pooled.train
+    clips, began = pooled.train, time.perf_counter()
     optimizer = make_optimizer(model, HEAD_LEARNING_RATE, config.weight_decay)
     plan = BatchPlan(
         num_clips=len(clips),
@@ -51,7 +53,7 @@ def train_head_first(
     batches = step_batches(clips, plan.steps_from(0, 0), above.collator(), num_workers=0, device=device)
     factors = learning_rate_factor(torch.arange(STEPS, device=device), STEPS, WARMUP_RATIO, "linear")
     losses = torch.zeros(STEPS, device=device)
-    for number, (step, ((_, batch, _),)) in enumerate(batches):
+    for number, (step, ((_, batch, _),)) in enumerate(progress(batches, "head first", STEPS, unit="step")):
         set_learning_rates(optimizer, factors[number])
         batch = batch.to(device)
         logits = model(**batch.inputs)
@@ -63,5 +65,5 @@ def train_head_first(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(is_trained[name])
     ended = f"{losses[: STEPS // 10].mean():.3f} to {losses[-STEPS // 10 :].mean():.3f}"
-    note = f"head first: {STEPS:,} steps on the frozen encoder's output, loss {ended}"
-    return dataclasses.replace(loaded, notes=[*loaded.notes, note])
+    took = duration(time.perf_counter() - began)
+    say(f"head first: {STEPS:,} steps on the frozen encoder's output, loss {ended}, in {took}")

@@ -24,7 +24,7 @@ from audiocls.errors import NumbersBroke, Stopped, UserError, number_of
 from audiocls.log.phases import StepFacts
 from audiocls.log.run_log import RunLog, SinceLastLog
 from audiocls.model.backbone import LoadedModel
-from audiocls.signals import StopSignal
+from audiocls.signals import STOPPED_AT_THE_END, StopSignal
 from audiocls.streams import say
 from audiocls.training.checkpoint import TrainState, export_best, load_newest, save_checkpoint, share_state
 from audiocls.training.evaluation import evaluate, is_better, keep_test_predictions, prediction_lines
@@ -95,7 +95,7 @@ def train(
             f"The run has gone through {state.step} steps, more than {plan.total_steps}: ask for more."
         )
     going_on = f", going on after step {state.step}" if state.step else ""
-    of_clips = f"{plan.total_steps / plan.steps_per_epoch:g} passes of {number_of(len(data.train), 'clip')}"
+    of_clips = f"{plan.total_steps / plan.steps_per_epoch:.4g} passes of {number_of(len(data.train), 'clip')}"
     say(f"{plan.total_steps:,} steps: {of_clips}, {config.clips_per_step} at a time{going_on}")
     if state.total_steps not in (None, plan.total_steps):
         say(f"the learning rate's schedule is now over {plan.total_steps} steps, not {state.total_steps}")
@@ -127,7 +127,7 @@ def train(
             rate = backbone.sampling_rate
             facts = StepFacts(loss, done.num_clips, samples / rate, padding / rate, seconds)
             state.since_last_log.add(facts)
-            log.advance(facts, state.since_last_log, rates)
+            log.advance(facts)
             phase("between steps")
             if state.non_finite_in_a_row == MOST_NON_FINITE_IN_A_ROW:
                 raise NumbersBroke(
@@ -152,7 +152,8 @@ def train(
     def save_and_leave() -> NoReturn:
         save()
         ranks.decide(lambda: None)  # the first one has saved by now: it ends when the others do
-        raise Stopped(f"stopped after step {state.step} of {plan.total_steps}: --resume goes on from there")
+        where = f"step {state.step} of {plan.total_steps}"
+        raise Stopped(f"stopped after {where}: the same command with --resume goes on from there")
 
     def evaluate_and_save() -> None:
         settle()
@@ -327,7 +328,7 @@ def finish(
         precision = pick_precision(config.precision, device)
         result = evaluate(loaded.model, batches, device, precision, stop, ranks)
         if result is None:
-            raise Stopped("stopped after the last step: --resume finishes the run")
+            raise Stopped(STOPPED_AT_THE_END)
         log.record("test", step=state.best_step, epoch=state.best_epoch, **result.scores)
         if ranks.is_first:
             keep_test_predictions(run_folder, prediction_lines("test", data.test, result))
