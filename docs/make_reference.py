@@ -40,7 +40,9 @@ def rows(config: type) -> Iterator[str]:
         if about["group"]:
             yield f"| **{about['group']}** | | |" + (" |" if is_train else "")
         name = field.name if about["positional"] else flag_name(field.name)
-        if field.type is not bool and not about["positional"]:
+        if field.type is bool and field.default:  # as in --help, what is typed is the other one
+            name = flag_name(f"no_{field.name}")
+        elif field.type is not bool and not about["positional"]:
             allowed = [kinds(field)[0].__name__, *about["words"]]
             choices = about["choices"] or ([about["metavar"]] if about["metavar"] else allowed)
             name += " " + "\\|".join(choices)
@@ -48,8 +50,8 @@ def rows(config: type) -> Iterator[str]:
         if is_train:
             standard = RECIPES["standard"].settings.get(field.name)
             values.insert(0, shown(standard.value) if standard else values[0])
-        if field.name == "recipe":
-            values = ["", ""]
+        if field.name == "recipe" or (field.type is bool and field.default):
+            values = [""] * len(values)
         text = about["help"].replace("|", "\\|")
         yield f"| `{name}` | {text} | {' | '.join(values)} |"
 
