@@ -10,7 +10,7 @@ from conftest import Lab
 from audiocls.config import TrainConfig
 from audiocls.log.advice import SpeedNote, StepShares, bound_by, next_change
 from audiocls.log.phases import StepFacts
-from audiocls.log.run_log import RunLog, SinceLastLog
+from audiocls.log.run_log import RunLog
 from audiocls.log.summary import open_log
 
 
@@ -134,10 +134,8 @@ def test_a_run_that_lacks_batches_is_told_so() -> None:
 def test_the_run_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunLog(tmp_path, speed_note=SpeedNote(TrainConfig(), "bf16", 20)) as log:
         log.start(total_steps=30, step=0, log_bytes=0)
-        since = SinceLastLog()
         for _ in range(30):
-            since.add(LACKS_BATCHES)
-            log.advance(LACKS_BATCHES, since, {})
+            log.advance(LACKS_BATCHES)
     said = capsys.readouterr()
     assert (said.out + said.err).count("no batch is ready") == 1
 
