@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py --fsdd FOLDER --wake-words FOLDER --model FOLDER --output-dir FOLDER
 
 The data and the model are recipes.py's. Each run is a process of its own, one after the other, evaluated
-once, at the end, so that nothing is chosen by the clips it is judged by. The time is the process's.
+once, at the end, so that nothing is chosen by the clips it is judged by. The time is the process's. The guide
+has nothing for damaged files: the Trainer is not given them.
 """
 
 import argparse
@@ -29,32 +30,26 @@ SIDES = {
 }
 
 
-def command_of(side: str, data: str, out: Path, model: str, device: str) -> list[str]:
-    shape = ["--model", model, "--output-dir", str(out / f"{data}-{side}")]
+def command_of(side: str, data: str, args: argparse.Namespace) -> list[str]:
+    out, tables = args.output_dir, args.output_dir / "tables"
     if side == "Trainer":
-        on = ["--cpu"] if device == "cpu" else ["--bf16"]
-        script = [
-            "theirs.py",
-            *shape,
-            "--dataset",
-            str(out / "tables" / data),
-            "--epochs",
-            "10",
-            "--evaluate",
-            *on,
-        ]
+        on = "--cpu" if args.device == "cpu" else "--bf16"
+        command = ["theirs.py", "--dataset", tables / data, "--epochs", 10, "--evaluate", on]
     else:
-        script = ["../train.py", *shape, "--dataset", str(out / "tables" / f"{data}.csv"), "--recipe", side]
-        script += [
-            "--device",
-            device,
-            "--eval-every",
-            "end",
-            "--overwrite",
-            "--cache-dir",
-            str(out / "cache" / side),
-        ]
-    return [sys.executable, str(HERE / script[0]), *script[1:]]
+        command = ["../train.py", "--dataset", tables / f"{data}.csv", "--recipe", side]
+        command += ["--device", args.device, "--overwrite"]
+        command += ["--eval-every", "end", "--cache-dir", out / "cache" / side]
+    command += ["--model", args.model, "--output-dir", out / f"{data}-{side}"]
+    return [sys.executable, *map(str, command)]
+
+
+def accuracy_of(side: str, run: Path, log: str) -> float | None:
+    """Of the only evaluation; None where the run failed before it."""
+    if side == "Trainer":
+        found = re.findall(r"^accuracy ([\d.]+)", log, re.MULTILINE)
+        return float(found[-1]) if found else None
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return next((record["accuracy"] for record in records if record["kind"] == "eval"), None)
 
 
 def write_parquet(tables: Path, data: str) -> None:
@@ -73,7 +68,7 @@ def write_parquet(tables: Path, data: str) -> None:
 
 
 def decodes(path: str) -> bool:
-    """The guide has nothing for a damaged file; here what decodes of it is used."""
+    """Whether soundfile reads all of it."""
     try:
         soundfile.read(path)
     except soundfile.LibsndfileError:
@@ -92,29 +87,20 @@ def main() -> None:
     parser.add_argument("--sides", default=",".join(SIDES), help="of these, by commas")
     args = parser.parse_args()
     write_tables(args)
-    results = args.output_dir / "accuracy.jsonl"
     for data in args.data.split(","):
         write_parquet(args.output_dir / "tables", data)
         for side in args.sides.split(","):
-            command = command_of(side, data, args.output_dir, str(args.model), args.device)
-            began = time.perf_counter()
-            with (args.output_dir / f"{data}-{side}.log").open("w") as log:
-                done = subprocess.run(
-                    command, stdout=log, stderr=subprocess.STDOUT, cwd=HERE.parent, check=False
-                )
-            seconds = time.perf_counter() - began
-            text = Path(log.name).read_text()
-            figure = {"data": DATA[data], "side": SIDES[side], "seconds": seconds, "rc": done.returncode}
-            if side == "Trainer":
-                found = re.findall(r"accuracy ([\d.]+)", text)
-                figure["accuracy"] = float(found[-1]) if found else None
-            elif done.returncode == 0:
-                lines = (args.output_dir / f"{data}-{side}" / "metrics.jsonl").read_text().splitlines()
-                evaluations = [line for line in map(json.loads, lines) if line["kind"] == "eval"]
-                figure["accuracy"] = evaluations[-1]["accuracy"]
-            with results.open("a") as file:
-                file.write(json.dumps(figure) + "\n")
-            print(json.dumps(figure), flush=True)
+            run, began = args.output_dir / f"{data}-{side}", time.perf_counter()
+            command = command_of(side, data, args)
+            done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False)
+            seconds, log = time.perf_counter() - began, done.stdout + done.stderr
+            run.with_suffix(".log").write_text(log)
+            accuracy = accuracy_of(side, run, log) if done.returncode == 0 else None
+            figures = {"data": DATA[data], "side": SIDES[side], "seconds": seconds, "accuracy": accuracy}
+            line = json.dumps(figures | {"exit code": done.returncode})
+            print(line, flush=True)
+            with (args.output_dir / "accuracy.jsonl").open("a") as file:
+                file.write(f"{line}\n")
 
 
 if __name__ == "__main__":

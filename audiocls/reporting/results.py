@@ -210,8 +210,7 @@ def read_worst_errors(run_folder: Path) -> dict[int, Sound]:
         for file in sorted(folder.glob("[0-9][0-9].flac")):
             place = int(file.stem)
             waveform, rate = soundfile.read(file, dtype="float32")
-            # An older run does not say.
-            used, whole = about.get("seconds", {}).get(str(place), [len(waveform) / rate] * 2)
+            used, whole = about["seconds"][str(place)]
             sounds[place] = Sound(file.read_bytes(), waveform, rate, float(used), float(whole))
         return sounds
     except (*READ_ERRORS, soundfile.LibsndfileError) as error:

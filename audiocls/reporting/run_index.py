@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 
 from audiocls.errors import UserError
 from audiocls.reporting.pages import render
-from audiocls.storage import READ_ERRORS, failing_as, fsync, open_regular
+from audiocls.storage import READ_ERRORS, failing_as, open_regular, write_text
 
 MARK = "audiocls, index of runs"  # the page's generator: only what bears it is replaced
 # Of the end of metrics.jsonl, in bytes: enough for the last records of a finished run, and for the last few
@@ -60,7 +59,7 @@ def update_index(run_folder: Path) -> None:
     with failing_as(folder / "index.html"):
         found = rows(folder)
     if is_there or len(found) > 1:
-        write_page(folder / "index.html", index_page(folder, found))
+        write_text(folder / "index.html", index_page(folder, found))
 
 
 def write_index(folder: Path) -> Path | None:
@@ -74,7 +73,7 @@ def write_index(folder: Path) -> Path | None:
         return None
     if os.path.lexists(path) and not is_ours(path):
         raise UserError(f"{path} is there and not one that audiocls made: rename it first.")
-    write_page(path, index_page(folder, found))
+    write_text(path, index_page(folder, found))
     return path
 
 
@@ -89,20 +88,8 @@ def index_page(folder: Path, found: list[Row]) -> str:
     )
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write a file that several runs may write at once: each its own, and the last one stays."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.unfinished")
-    with failing_as(path):
-        try:
-            unfinished.write_text(page, encoding="utf-8")
-            fsync(unfinished)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-
-
 def is_ours(page: Path) -> bool:
-    """Whether a page is there that `write_page` wrote."""
+    """Whether a page is there that we wrote."""
     try:
         with open_regular(page) as file:
             return f'<meta name="generator" content="{MARK}">'.encode() in file.read(2000)

@@ -1,4 +1,4 @@
-"""A clip's waveform over its seconds, drawn without matplotlib: a report holds up to two dozen."""
+"""A clip's waveform over its seconds, as a few lines of SVG: matplotlib's drawing would be much larger."""
 
 from dataclasses import dataclass
 
