@@ -186,6 +186,8 @@ class FFmpegReader:
 def damage_note(seconds: float, claimed: float) -> str:
     """How much is read of a damaged recording, or, where that is nearly all, how much is lost."""
     lost = claimed - seconds
+    if 0 <= lost < 0.0005:
+        return f"damaged: all of its {claimed:.1f} s are read"
     if 0 <= lost < 0.1 * claimed:
         return f"damaged: {1000 * lost:.0f} ms of its {claimed:.1f} s are lost"
     return f"damaged: {seconds:.1f} s{f' of its {claimed:.1f} s' if claimed else ''} are read"

@@ -77,7 +77,7 @@ def ends_text(seconds: dict[str, Any]) -> str:
         return f"{hours(ends)} of silence at clips' ends dropped; "
     if ends < MANY_SILENT * seconds["used"]:
         return ""
-    return f"{ends / seconds['used']:.0%} of that silence at clips' ends (see --trim-silence); "
+    return f"{ends / seconds['used']:.0%} of that is silence at clips' ends (see --trim-silence); "
 
 
 def classes_text(sizes: dict[str, int]) -> str:
