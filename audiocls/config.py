@@ -184,7 +184,7 @@ class TrainConfig:
     )
     gradient_accumulation_steps: int = option(
         4,
-        f"micro-batches in a step; with --batch-size auto a step has {USUAL_BATCH_SIZE} times as many clips",
+        f"micro-batches in a step; with --batch-size auto a step has {USUAL_BATCH_SIZE} clips for each",
         least=1,
     )
     global_batch_size: int | None = option(

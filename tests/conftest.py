@@ -245,7 +245,7 @@ def spread_logits(model: Any, batch: Batch) -> float:
 
 # Runs
 
-TIMES = ("clips_per_second", "audio_seconds_per_second", "data_wait_seconds", "wall_seconds")
+TIMES = ("seconds", "clips_per_second", "audio_seconds_per_second", "data_wait_seconds", "wall_seconds")
 
 
 def without_times(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -91,6 +91,8 @@ def test_rates_are_of_the_steps_left_alone_and_phases_of_those_timed(tmp_path: P
     figures = profiler.figures()
     milliseconds = {name: ms for name, ms in figures["phase_milliseconds"].items() if ms}
     assert milliseconds == {"forward": 20_000, "backward": 40_000}
+    as_it_runs = {name: ms for name, ms in figures["host_milliseconds"].items() if ms}
+    assert as_it_runs == pytest.approx({"forward": 2_900, "device wait": 100})
     assert figures["step_milliseconds"] == pytest.approx(15_000 / 5)
     assert figures["clips_per_second"] == pytest.approx(20 / 15)
     assert figures["audio_seconds_per_second"] == pytest.approx(30 / 15)

@@ -68,7 +68,8 @@ def next_change(
             same_steps = f"--global-batch-size {config.clips_per_step}"
             fixes.insert(0, f"larger micro-batches (--batch-size auto {same_steps}: the same steps)")
         fix = " or ".join(fixes) or "steps of more clips would hardly take longer"
-        return f"the GPU waits for the host to launch its kernels: {fix}"
+        most = f" (at most {1 / (1 - idle):.2g} times as fast)" if fixes and (idle := shares.gpu_idle) else ""
+        return f"the GPU waits for the host to launch its kernels: {fix}{most}"
     if shares.padding > MUCH and not config.compile:  # which pads to a few lengths, for a reason
         fewer = f"a smaller --batch-size with --global-batch-size {config.clips_per_step}"
         fix = fewer if config.bucket else "leave out --no-bucket"
@@ -80,6 +81,21 @@ def next_change(
     if not config.compile:
         return "the GPU is busy: --compile, if the run is long"
     return "nothing simple: the GPU is busy"
+
+
+def beside_steps(seconds: dict[str, float], config: TrainConfig) -> list[str]:
+    """Lines on what takes much of the loop's time, `seconds` by phase, without being part of a step."""
+    total = sum(seconds.values())
+    setting = {
+        "evaluation": f"a larger --eval-every than {config.eval_every}",
+        "save": "larger intervals of --eval-every and --checkpoint-every",
+    }
+    parts = {name: seconds.get(name, 0.0) for name in setting}
+    much = {name: part for name, part in parts.items() if part > MUCH * total}
+    return [
+        f"next: {part / total:.0%} of the loop's time is {name}: {setting[name]}"
+        for name, part in much.items()
+    ]
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from audiocls.errors import number_of
 from audiocls.lines import duration
 from audiocls.log.phases import StepFacts
 
@@ -43,5 +44,6 @@ class TimeEstimate:
         if to_go < SHORT_SECONDS:
             return None
         too_long = f"; {SHORTER}" if self.on_cpu and to_go > TOO_LONG_SECONDS else ""
-        parts = f"{steps_to_go:,} steps of {step_seconds:.2g} s, {math.ceil(evaluations)} evaluations"
+        parts = f"{steps_to_go:,} steps of {step_seconds:.2g} s, "
+        parts += number_of(math.ceil(evaluations), "evaluation")
         return f"about {duration(to_go)} to go: {parts}{too_long}"

@@ -9,16 +9,18 @@ from audiocls.log.trace import Part, with_layers_summed
 
 def as_table(figures: dict[str, Any], parts: dict[str, Part], folder: Path) -> str:
     """Lines for the terminal, of StepProfiler.figures and the parts of the model."""
-    phases = figures["phase_milliseconds"]
-    total = sum(phases.values())
-    step = figures["step_milliseconds"]
-    lines = [f"profile of {figures['steps_timed']} steps on {figures['device']} in {figures['precision']}:"]
-    lines += [f"  {name:20}{ms:10.1f} ms {ms / total:7.1%}" for name, ms in phases.items()]
+    alone, as_it_runs = figures["phase_milliseconds"], figures["host_milliseconds"]
+    total, step = sum(alone.values()), figures["step_milliseconds"]
+    lines = [f"profile on {figures['device']} in {figures['precision']}: the host's time in a step"]
+    lines.append(f"  {'':20}{'as it runs':>13}{'one by one':>14}")
     lines += [
-        f"  {'timed one by one':20}{total:10.1f} ms",
-        f"  {'a step as it runs':20}{step:10.1f} ms",
+        f"  {name:20}{as_it_runs[name]:10.1f} ms{ms:11.1f} ms {ms / total:7.1%}" for name, ms in alone.items()
+    ]
+    memory = f"{figures['peak_memory_gigabytes']:.2f} GB of {figures['memory_of']} at most"
+    lines += [
+        f"  {'a step':20}{step:10.1f} ms{total:11.1f} ms",
         f"  {figures['clips_per_second']:.4g} clips/s, {figures['audio_seconds_per_second']:.4g} audio s/s, "
-        f"{figures['padding_share']:.1%} padding, {figures['peak_memory_gigabytes']:.2f} GB at most",
+        f"{figures['padding_share']:.1%} padding, {memory}",
     ]
     if "share_of_peak" in figures:
         lines.append(

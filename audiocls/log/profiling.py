@@ -135,20 +135,24 @@ class StepProfiler:
         return as_table(figures, self.parts, self.folder)
 
     def figures(self) -> dict[str, Any]:
-        """Rates of the steps left alone, medians of the phases timed, and what the trace says."""
+        """Rates and phases of the steps left alone, medians of the phases timed, and what the trace says."""
         free, traced, timed = self.steps[FREE], self.steps[TRACED], self.steps[TIMED]
         seconds = sum(sum(step.seconds.values()) for step in free) + self.waited_seconds
         medians = {name: statistics.median(step.seconds.get(name, 0.0) for step in timed) for name in STEP}
+        means = {name: statistics.fmean(step.seconds.get(name, 0.0) for step in free) for name in STEP}
+        means["device wait"] += self.waited_seconds / len(free)
         figures: dict[str, Any] = {
             "device": device_name(self.device),
             "precision": self.precision,
             "steps_left_alone": len(free),
             "steps_timed": len(timed),
             "phase_milliseconds": {name: 1000 * median for name, median in medians.items()},
+            "host_milliseconds": {name: 1000 * mean for name, mean in means.items()},
             "step_milliseconds": 1000 * seconds / len(free),
             "clips_per_second": sum(step.num_clips for step in free) / seconds,
             "audio_seconds_per_second": sum(step.audio_seconds for step in free) / seconds,
             "peak_memory_gigabytes": self.peak_memory_bytes / 1e9,
+            "memory_of": "the GPU" if self.on_gpu else "the process",
         }
         gpu_idle = None
         if self.work.kernels:

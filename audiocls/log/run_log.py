@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from tqdm import tqdm
 
-from audiocls.log.advice import SpeedNote
+from audiocls.log.advice import SpeedNote, beside_steps
 from audiocls.log.chance_alarm import ChanceAlarm
 from audiocls.log.estimate import TimeEstimate
 from audiocls.log.phases import BESIDE_STEPS, Phases, StepFacts, shares
@@ -138,7 +139,8 @@ class RunLog:
         is_best: bool,
     ) -> None:
         """Record an evaluation's scores, and say how good it is, and whether it is the best so far."""
-        self.record("eval", step=step, epoch=epoch, **scores, is_best=is_best)
+        seconds = time.perf_counter() - self.phase.began  # of the evaluation
+        self.record("eval", step=step, epoch=epoch, **scores, is_best=is_best, seconds=seconds)
         self.best = best
         names = [name for name in dict.fromkeys(("accuracy", metric)) if name != "loss"]
         shown = [f"{name} {scores[name]:.4f}" for name in names]
@@ -181,8 +183,10 @@ class RunLog:
         self.trackers.close()
         if self.profiler is not None:
             say_lines(self.profiler.finish())
-            self.take_step_seconds()  # also what came after the last step belongs to all the time
-            say(f"of all the time: {shares(self.seconds)}")
+            self.take_step_seconds()  # also what came after the last step belongs to it
+            say(f"the loop's time: {shares(self.seconds)}")
+            for line in beside_steps(self.seconds, self.profiler.config):
+                say(line)
 
 
 def say_lines(text: str | None) -> None:
