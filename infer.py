@@ -48,7 +48,7 @@ def main() -> int:
     classifier = Classifier.from_pretrained(
         config.model, device=config.device, precision=config.precision, backbone=config.backbone
     )
-    for note in unlike_training(config):
+    for note in unlike_training(config, classifier.backbone.max_seconds):
         tell(note)
     scored = ScoredClips(classifier, clips) if clips is not None else None
     predictions = classifier.stream(

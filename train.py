@@ -48,7 +48,7 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
     """All that happens between flags and report, on each of the ranks."""
     from audiocls.devices import pick_device
     from audiocls.hub import check_login, say_push
-    from audiocls.log.summary import open_log, say_start
+    from audiocls.log.summary import open_log, say_micro_batches
     from audiocls.log.trackers import check_installed
     from audiocls.reporting.audit import keep_audit
     from audiocls.reporting.wrap_up import say_end, wrap_up
@@ -71,7 +71,7 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
     device = pick_device(ranks.own_device(config.device), config.precision)
     run_folder = ranks.decide(lambda: claim_run_folder(config, ranks))
     with ranks.first_goes_ahead():  # the others find in its caches what it has fetched, decoded and computed
-        config, loaded, data, found = prepare(config, device, ranks)
+        config, loaded, data, found = prepare(config, device, run_folder, ranks)
     ranks.check_alike("clips", lambda: data.layout)
     before = ranks.decide(lambda: micro_batch_before(run_folder, config))
     with how_it_ended(run_folder, ranks):
@@ -80,7 +80,7 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
             write_run(run_folder, config, data, loaded.backbone, device, before, ranks)
         with out_of_memory_explained(smaller_work(config)):
             config = fit_batch_size(config, loaded, data.train, device, before, ranks)
-        say_start(config, data, loaded, device, run_folder, ranks)
+        say_micro_batches(config, ranks)
         if ranks.is_first:
             keep_micro_batch_size(run_folder, config.micro_batch_size)
             keep_audit(run_folder, found)
@@ -100,13 +100,13 @@ def fine_tune(config: TrainConfig, stop: StopSignal, ranks: "Ranks") -> None:
 
 
 def prepare(
-    config: TrainConfig, device: "torch.device", ranks: "Ranks"
+    config: TrainConfig, device: "torch.device", run_folder: Path, ranks: "Ranks"
 ) -> "tuple[TrainConfig, LoadedModel, RunData, Audit]":
     """The settings with a value for every "auto", the model and the clips, ready to train; the audit."""
     from audiocls.data.audit import audit
     from audiocls.data.cache import cache_folder
     from audiocls.data.prepare import prepare_data
-    from audiocls.log.summary import say_data
+    from audiocls.log.summary import say_data, say_start
     from audiocls.model.freezing import check_can_freeze, freeze, with_layer_sum
     from audiocls.model.loading import load_for_training, open_backbone
     from audiocls.reporting.audit import say_summary
@@ -134,6 +134,7 @@ def prepare(
     say_summary(found)
     loaded = load_for_training(backbone, data.labels, seed=config.seed)
     freeze(loaded, config.freeze)
+    say_start(config, data, loaded, device, run_folder, ranks)
     if config.activation_checkpointing:
         loaded.model.recompute_activations()
     with out_of_memory_explained(smaller_work(config)):

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 FINDINGS = {
     "left_out": Finding("left out", "did not decode, or too short for the model"),
     "damaged": Finding(
-        "not whole or plain", "damaged, cut off, joined or of several tracks: used as far as they can be read"
+        "damaged or unusual", "damaged, cut off, joined or of several tracks: used as far as they can be read"
     ),
     "silent": Finding(
         "silent in what is used",

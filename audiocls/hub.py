@@ -158,7 +158,8 @@ def loading(what: str, *, is_local: bool = False) -> Iterator[None]:
             raise InputOutputFailed(
                 f"{what} is no folder here and not in the local cache, and {constants.ENDPOINT} could not be "
                 f"reached ({_no_answer[-1]}). "
-                f"Give a local folder; {to_type('train', '--demo')} and --recipe scratch need no network."
+                "Give a local folder (--model FOLDER, --dataset FOLDER); "
+                f"{to_type('train', '--demo')} and --recipe scratch need no network."
             ) from error
         raise InputOutputFailed(f"{what} could not be loaded: {reason(error)}") from error
 

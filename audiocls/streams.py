@@ -4,16 +4,15 @@ import contextlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TextIO, TypeVar
+from typing import TextIO, TypeVar
 
 from audiocls.errors import one_line
-from audiocls.lines import fitted
-
-if TYPE_CHECKING:
-    from tqdm import tqdm
+from audiocls.lines import duration, fitted
 
 T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 60
 
 
 def say(text: str, file: TextIO | None = None, *, is_command: bool = False) -> None:
@@ -31,14 +30,30 @@ def say(text: str, file: TextIO | None = None, *, is_command: bool = False) -> N
 def progress(
     items: Iterable[T],
     what: str,
-    total: int | None = None,
+    total: int,
     file: TextIO | None = None,
     unit: str = "clip",
-) -> "tqdm[T]":
-    """The items, with a bar on standard error, or `file`, if that is a terminal; it is gone afterwards."""
+) -> Iterable[T]:
+    """The items, with a bar on standard error, or `file`, if that is a terminal; it is gone afterwards.
+
+    Elsewhere, as in a log file, a line a minute.
+    """
     from tqdm import tqdm
 
-    return tqdm(items, what, total, leave=False, disable=None, dynamic_ncols=True, unit=unit, file=file)
+    bar = tqdm(items, what, total, leave=False, disable=None, dynamic_ncols=True, unit=unit, file=file)
+    return in_lines(items, what, total, unit) if bar.disable else bar
+
+
+def in_lines(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:
+    """The items; each minute a line says how far they are."""
+    began = said = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - said > SECONDS_BETWEEN_LINES:
+            said = now
+            to_go = duration((now - began) / done * (total - done))
+            say(f"{what}: {done:,} of {total:,} {unit}s, about {to_go} to go")
+        yield item
 
 
 LONGEST_WAIT_SECONDS = 5.0  # for a few system calls of another thread

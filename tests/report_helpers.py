@@ -52,6 +52,7 @@ def write_run_folder(
         "hub_commits": {},
         "device": "a CPU",
         "precision": "fp32",
+        "clips_per_step": 32,
         "versions": {"audiocls": "0.1.0", "python": "3.12", "torch": "2.13"},
     }
     (folder / "run.json").write_text(json.dumps(run))

@@ -8,7 +8,7 @@ import torch
 from conftest import Lab
 
 from audiocls.config import TrainConfig
-from audiocls.log.advice import SpeedNote, StepShares, bound_by, next_change
+from audiocls.log.advice import SpeedNote, StepShares, beside_steps, bound_by, next_change
 from audiocls.log.phases import StepFacts
 from audiocls.log.run_log import RunLog
 from audiocls.log.summary import open_log
@@ -54,7 +54,7 @@ WHOLE: dict[str, Any] = {"gradient_accumulation_steps": 1}
         (shares(0.3, gpu_idle=0.4), {"num_workers": 4}, "bf16", "more --num-workers than 4"),
         (IDLE, {}, "bf16", "--batch-size auto --global-batch-size 128: the same steps) or --cuda-graphs"),
         (IDLE, {"cuda_graphs": True}, "bf16", "--batch-size auto --global-batch-size 128: the same steps)"),
-        (IDLE, WHOLE, "bf16", "launch its kernels: --cuda-graphs"),
+        (IDLE, WHOLE, "bf16", "launch its kernels: --cuda-graphs (at most 2 times as fast)"),
         (IDLE, WHOLE | {"cuda_graphs": True}, "bf16", "steps of more clips would hardly take longer"),
         (shares(padding=0.3, gpu_idle=0.05), {"bucket": False}, "bf16", "padding: leave out --no-bucket"),
         (
@@ -82,6 +82,14 @@ def test_graphs_are_not_advised_where_they_are_refused() -> None:
     for can_capture in (True, False):
         line = next_change(IDLE, config, precision="bf16", on_gpu=True, can_capture=can_capture)
         assert ("--cuda-graphs" in line) == can_capture
+
+
+def test_what_takes_much_beside_the_steps_is_said() -> None:
+    config = TrainConfig(eval_every=3)
+    assert beside_steps({}, config) == beside_steps({"forward": 9.0, "evaluation": 1.0}, config) == []
+    evaluation, save = beside_steps({"forward": 1.0, "evaluation": 3.0, "save": 6.0}, config)
+    assert "30% of the loop's time is evaluation: a larger --eval-every than 3" in evaluation
+    assert "60%" in save and "--checkpoint-every" in save
 
 
 def test_on_a_cpu_it_advises_nothing_that_is_for_gpus() -> None:

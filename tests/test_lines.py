@@ -16,6 +16,7 @@ import pytest
 from data_helpers import ROOT, unbroken
 
 from audiocls.lines import duration, fitted
+from audiocls.streams import progress
 
 LONG = "note: give --batch-size 8 or look at /a/folder/with-hyphens/of/some/length " + "word " * 30 + "end"
 
@@ -70,6 +71,16 @@ def test_colours_are_for_terminals_that_want_them(
 def test_durations_are_told_in_one_unit() -> None:
     told = [duration(seconds) for seconds in (0.04, 0.96, 40, 720, 12_600)]
     assert told == ["0.0 s", "1 s", "40 s", "12 min", "3.5 h"]
+
+
+def test_where_there_is_no_bar_a_line_a_minute_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 25))  # seconds
+    monkeypatch.setattr("audiocls.streams.time.monotonic", lambda: next(clock))
+    assert list(progress(range(2_000, 2_006), "encoding", 6, io.StringIO())) == list(range(2_000, 2_006))
+    lines = ["encoding: 2 of 6 clips, about 2 min to go", "encoding: 5 of 6 clips, about 30 s to go"]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_a_run_in_a_terminal_of_80_columns_fills_no_line_beyond(tmp_path: Path) -> None:

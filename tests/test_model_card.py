@@ -17,7 +17,7 @@ from sklearn import metrics as sklearn_metrics
 
 from audiocls.model.backbone import LoadedModel
 from audiocls.model.files import save_model
-from audiocls.reporting.model_card import model_card, write_model_card
+from audiocls.reporting.model_card import model_card, used_seconds, write_model_card
 from audiocls.reporting.results import read_run
 from audiocls.storage import complete_folder, damage
 
@@ -53,6 +53,14 @@ def test_the_hub_reads_the_metrics_that_scikit_learn_gives(tmp_path: Path) -> No
     columns = sklearn_metrics.precision_recall_fscore_support(true, predicted, zero_division=0)
     for label, precision, recall, f1, support in zip("abcdefgh", *columns, strict=True):
         assert f"| {label} | {precision:.3f} | {recall:.3f} | {f1:.3f} | {support} |" in card.text
+
+
+def test_it_says_what_was_trained_on(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", list("ab"), max_seconds=15.0)
+    card = model_card(folder)
+    assert "| clips in a step | 32 |" in card and "on the first 15 s of each clip" in card
+    (folder / "audit.json").write_text(json.dumps({"seconds": {"window": 4.0}}))
+    assert used_seconds(read_run(folder)) == 4.0  # the model takes no more
 
 
 def test_names_on_the_hub_are_linked_and_paths_are_not_told(tmp_path: Path) -> None:

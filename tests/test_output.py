@@ -187,6 +187,10 @@ def test_more_than_was_trained_on_is_noted(tmp_path: Path) -> None:
     assert "windows of 5 s" in (note(run, window=5.0) or "")
     assert "5 s of files" in (note(run, max_seconds=5.0) or "")
     assert "--max-seconds 1" in next(unlike_training(InferConfig(model=str(tmp_path / "best"))))
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"max_seconds": 15.0}}))
+    assert (
+        list(unlike_training(InferConfig(model=str(tmp_path)), 4.0)) == []
+    )  # a window that was as short before
     for other in ({"config": {"max_seconds": None}}, {"config": {"max_seconds": "1"}}, {}, []):
         assert note(other) is None
     assert list(unlike_training(InferConfig(model=str(tmp_path / "nothing")))) == []

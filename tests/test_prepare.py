@@ -268,7 +268,7 @@ def test_one_clip_that_is_damaged_or_whose_channels_cancel_is_named(tmp_path: Pa
     notes = prepare(config_for(folder)).notes
     cat, dog = folder / "cat" / "00.wav", folder / "dog" / "00.wav"
     assert f"1 clip of channels that cancel, such as {cat}: see --channel" in notes
-    assert f"1 clip not whole or plain, such as {dog}: cut off: 0.2 s of its 0.5 s are there" in notes
+    assert f"1 clip damaged or unusual, such as {dog}: cut off: 0.2 s of its 0.5 s are there" in notes
 
 
 @pytest.mark.parametrize("channel", ["left", "right", "2"])

@@ -187,7 +187,7 @@ def test_ones_own_clips_are_trained_on_by_standard_and_the_lines_say_so(tmp_path
     few = ("--model", "tiny", "--max-steps", "4", "--device", "cpu")
     done = run_script("train.py", "--dataset", "clips", *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "recipe standard: --max-seconds 15.0 " in unbroken(done.stdout)
+    assert "recipe standard sets --max-seconds 15.0 " in unbroken(done.stdout)
     assert "4 steps: 1.333 passes of 24 clips, 8 at a time" in unbroken(done.stdout)
     run = json.loads((tmp_path / "runs/clips-tiny/run.json").read_text())
     assert (run["config"]["recipe"], run["config"]["learning_rate"]) == ("standard", 3e-3)

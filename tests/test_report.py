@@ -33,7 +33,7 @@ from audiocls.metrics import SCORES, Score
 from audiocls.reporting.audit import keep_audit
 from audiocls.reporting.report import report
 from audiocls.reporting.results import read_run, read_worst_errors
-from audiocls.reporting.wrap_up import keep_worst_errors, say_end, wrap_up
+from audiocls.reporting.wrap_up import an_example, keep_worst_errors, say_end, wrap_up
 from audiocls.storage import damage
 from audiocls.training.run_folder import remove_run, write_run
 
@@ -377,6 +377,18 @@ def test_a_metric_is_an_entry_of_scores_and_stands_wherever_scores_do(
     said = re.search(r"own label ([0-9.]+) on 12 clips", "\n".join(scored.lines()))
     assert said is not None
     assert float(said[1]) == pytest.approx(value, abs=1e-4)  # as it is rounded to
+
+
+def test_the_model_is_to_be_tried_on_a_recording_that_is_whole(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in ("gone.wav", "cut.wav", "whole.wav")]
+    for path in paths[1:]:
+        Path(path).touch()
+    folder = write_run_folder(tmp_path / "run", list("ab"), num_clips=3, paths=paths)
+    assert an_example(read_run(folder)) == paths[1]
+    (folder / "audit.json").write_text(json.dumps({"damaged": {"names": [f"{paths[1]}: cut off"]}}))
+    assert an_example(read_run(folder)) == paths[2]
+    Path(paths[2]).unlink()
+    assert an_example(read_run(folder)) == "FILE.wav"
 
 
 def test_features_lead_to_the_waveforms(run_data: MakeData) -> None:

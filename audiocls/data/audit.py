@@ -54,6 +54,7 @@ def audit(name: str, data: RunData, max_samples: int | None = None) -> Audit:
         "seconds": {
             "total": float(seconds.sum()),
             "used": float(used_seconds.sum()),
+            "window": max_samples and max_samples / waveforms.sampling_rate,  # None: the model takes all
             "silent_ends": sum(one.silent_ends_seconds for one in measured.values()),
             "trimmed": waveforms.options.trim_silence,
             **{name: float(np.quantile(seconds, q)) for name, q in QUANTILES.items()},

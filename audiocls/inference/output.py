@@ -22,8 +22,11 @@ from audiocls.streams import say
 from audiocls.tables import no_formula
 
 
-def unlike_training(config: InferConfig) -> Iterator[str]:
-    """Notes where a run's model is now given something else of recordings than it was trained on."""
+def unlike_training(config: InferConfig, model_seconds: float = math.inf) -> Iterator[str]:
+    """Notes where a run's model is now given something else of recordings than it was trained on.
+
+    `model_seconds` is what the model takes of a recording at most.
+    """
     folder = Path(os.path.expanduser(config.model)).absolute()
     run = folder.parent if folder.name == "best" else folder
     try:
@@ -32,12 +35,13 @@ def unlike_training(config: InferConfig) -> Iterator[str]:
         max_seconds, channel, trim_silence = (trained.get(name) for name in names)
     except (UserError, LookupError, TypeError, AttributeError):  # not a run's folder
         return
-    used = config.window or config.max_seconds or math.inf
+    used = config.window or min(config.max_seconds or math.inf, model_seconds)
     if isinstance(max_seconds, float) and used > max_seconds:
         if config.window is not None:
             given, flag = f"windows of {used:g} s", "--window"
         else:
-            given, flag = "whole files" if used == math.inf else f"{used:g} s of files", "--max-seconds"
+            given = "whole files" if config.max_seconds is None else f"{used:g} s of files"
+            flag = "--max-seconds"
         first = f"{max_seconds:g}"
         yield f"note: trained on the first {first} s of clips, given {given}: see {flag} {first}"
     if isinstance(channel, str) and channel != config.channel:

@@ -57,25 +57,28 @@ def say_start(
     for note in loaded.notes:
         say(f"note: {note}")
     settings = [as_typed(name, getattr(config, name)) for name in RECIPES[config.recipe].settings]
-    say(f"recipe {config.recipe}: {' '.join(settings)}")
+    say(f"recipe {config.recipe} sets {' '.join(settings)}")
     if all(getattr(config, name) == value for name, value in GUIDE_AT_CHANCE.items()):
         say(f"note: {GUIDE_ENDS}")
     if config.model == "tiny" and (float(config.learning_rate) < 1e-3 or config.freeze == "encoder"):
         say("note: tiny has random weights, which these settings hardly train: try --recipe scratch")
     on_ranks = f"{ranks.world_size} ranks, each on " if ranks.world_size > 1 else ""
     precision = pick_precision(config.precision, device)
-    at_once = ""
-    if config.micro_batch_size < config.clips_per_step:
-        at_once = f", {number_of(config.micro_batch_size, 'clip')} at once"
-    say(f"device: {on_ranks}{device_name(device)}, in {precision}{at_once}")
-    if (busy := -(-config.clips_per_step // config.micro_batch_size)) < ranks.world_size:
-        idle, size = ranks.world_size - busy, -(-config.clips_per_step // ranks.world_size)
-        say(f"note: {idle} of {ranks.world_size} ranks repeat what others do: give --batch-size {size}")
+    say(f"device: {on_ranks}{device_name(device)}, in {precision}")
     if device.type == "cpu" and precision != "fp32":
         say(f"note: {precision} is slower than fp32 on most CPUs")
     if device.type != "cuda" and config.precision == "tf32":
         say("note: only CUDA GPUs have tf32: computed in fp32")
     say(f"writing to {run_folder}/")
+
+
+def say_micro_batches(config: TrainConfig, ranks: Ranks = ALONE) -> None:
+    """Print how a step is divided, where it is."""
+    if config.micro_batch_size < config.clips_per_step:
+        say(f"micro-batches of {number_of(config.micro_batch_size, 'clip')}")
+    if (busy := -(-config.clips_per_step // config.micro_batch_size)) < ranks.world_size:
+        idle, size = ranks.world_size - busy, -(-config.clips_per_step // ranks.world_size)
+        say(f"note: {idle} of {ranks.world_size} ranks repeat what others do: give --batch-size {size}")
 
 
 def open_log(

@@ -1,5 +1,6 @@
 """What is known of a model before its weights are read, and the model with them: what it takes, and how."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,6 +79,11 @@ class Backbone:
             case "audio-spectrogram-transformer":
                 return samples_of_filter_windows(self.feature_extractor.max_length, self.sampling_rate)
         return None
+
+    @property
+    def max_seconds(self) -> float:
+        """What of a clip is used; inf: all."""
+        return math.inf if self.max_samples is None else self.max_samples / self.sampling_rate
 
     def frames_of_samples(self, samples: int) -> int:
         """Frames that the convolutional encoder makes of `samples` samples."""

@@ -47,8 +47,12 @@ def full_lines(audit: dict[str, Any]) -> list[str]:
         audio_text(audit),
     ]
     for finding, found in findings(audit):
-        lines += [f"{found['count']} {finding.words}", *listed(found)]
-    return [*lines, copies_text(audit["copies"]), *listed(copies_found(audit["copies"]))]
+        if found["count"]:
+            lines += [f"{found['count']} {finding.words} ({finding.meaning})", *listed(found)]
+    lines += [copies_text(audit["copies"]), *listed(copies_found(audit["copies"]))]
+    if absent := [finding.words for finding, found in findings(audit) if not found["count"]]:
+        lines.append(f"none: {', '.join(absent)}")
+    return lines
 
 
 def findings(audit: dict[str, Any]) -> list[tuple[Finding, dict[str, Any]]]:

@@ -59,6 +59,7 @@ def model_card(run_folder: Path) -> str:
         title=name,
         model_name=json.dumps(one_line(config.get("push_to_hub") or str(run_folder / "best"))),
         results=results,
+        used_seconds=used_seconds(results),
         metrics=SCORES,
         shown=SHOWN,
     )
@@ -95,6 +96,12 @@ def front_matter(name: str, results: RunResults) -> str:
         eval_results=evaluated or None,
     )
     return card.to_yaml().strip()
+
+
+def used_seconds(results: RunResults) -> float | None:
+    """How much of a clip was trained on, at most; None: all."""
+    window = results.audit["seconds"].get("window") if results.audit else None
+    return min((some for some in (results.config["max_seconds"], window) if some), default=None)
 
 
 def hub_name(name: str, run: dict[str, Any]) -> str | None:

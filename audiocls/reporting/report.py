@@ -158,7 +158,7 @@ def speed(results: RunResults, wall_seconds: float | None) -> list[tuple[str, st
         ("padding", percent(median("padding_share")), "of what is computed; median"),
     ]
     if wall_seconds:
-        found.append(("took in all", duration(wall_seconds), "training, evaluating, saving"))
+        found.append(("took", duration(wall_seconds), "training, evaluating, saving"))
     return found
 
 

@@ -17,8 +17,9 @@ from audiocls.errors import InputOutputFailed
 from audiocls.storage import READ_ERRORS, checksums_of, damage
 
 RUN_KEYS = (
-    "config label2id split_fingerprint clips evaluation_is hub_commits device precision versions".split()
-)
+    "config label2id split_fingerprint clips evaluation_is hub_commits device precision clips_per_step "
+    "versions"
+).split()
 # Where folds.py pooled several runs: a dict for each, the labels that a fold has all clips of, and the number
 # of clips whose sound another fold has, too.
 FOLDS_KEYS: dict[str, Any] = {"folds": [], "untrained": [], "heard": 0}

@@ -188,7 +188,7 @@ def ended_text(run: dict[str, Any], records: list[dict[str, Any]], *, is_over: b
         return "finished"
     how = "stopped" if run.get("ended") == "stopped" else "not finished"
     step = next((one["step"] for one in records if "step" in one), None)
-    return how if step is None else f"{how}, at step {step}"
+    return how if step is None else f"{how}, its log ends at step {step}"
 
 
 def last_records(metrics: Path, num_bytes: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from audiocls.errors import named, number_of
 from audiocls.lines import duration
 from audiocls.metrics import SCORES
 from audiocls.reporting.doubts import DOUBTED, doubted, is_guess
-from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, predictions_digest, read_run
+from audiocls.reporting.results import MOST_ERRORS, MOST_SECONDS, RunResults, predictions_digest, read_run
 from audiocls.storage import complete_folder
 from audiocls.streams import say
 
@@ -93,20 +93,25 @@ def say_end(run_folder: Path) -> None:
     results = read_run(run_folder)
     end, test = results.last("end"), results.last("test")
     metric, score = end["best_metric"], end["best_score"]
-    after = f"{duration(end['wall_seconds'])}, {number_of(end['step'], 'step')}"
-    where = f"at step {end['best_step']} ({results.run['evaluation_is']})"
-    say(f"best: {metric} {score:.4f} {where}, after {after}")
+    where = f"at step {end['best_step']} of {end['step']} ({results.run['evaluation_is']})"
+    say(f"best: {metric} {score:.4f} {where}, trained in {duration(end['wall_seconds'])}")
     sizes = results.audit["classes"].get("evaluation", {}).values() if results.audit else ()
     if metric == "accuracy" and sizes and score <= (largest := max(sizes) / sum(sizes)):
         say(f"note: that is no better than always naming one label, which is right in {largest:.4f}")
     if test:
         scores = ", ".join(f"{name} {test[name]:.4f}" for name in SCORES if test[name] is not None)
         say(f"test: {scores} on {test['num_clips']} clips")
-    example = results.predictions.paths[0] if results.predictions else ""
-    file = example if os.path.exists(example) else "FILE.wav"  # a clip of a Hub data set is no file
     say_report(run_folder)
     say(f"the best model is in {run_folder}/best; try:")
-    say(f"  {to_type('infer', str(run_folder), file)}", is_command=True)
+    say(f"  {to_type('infer', str(run_folder), an_example(results))}", is_command=True)
+
+
+def an_example(results: RunResults) -> str:
+    """A recording to try the model on, one that is whole; of a data set on the Hub there is no file."""
+    damaged = results.audit["damaged"]["names"] if results.audit else []
+    paths = results.predictions.paths if results.predictions else []
+    whole = (path for path in paths if not any(name.startswith(f"{path}: ") for name in damaged))
+    return next(filter(os.path.exists, whole), "FILE.wav")
 
 
 def say_report(folder: Path) -> None:

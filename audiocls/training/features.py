@@ -68,18 +68,18 @@ def cache_features(
     if not file.is_whole():
         pooled: dict[int, np.ndarray] = {}  # some kB a clip: kept in memory where the folder holds nothing
         began = time.perf_counter()
+        say(f"encoding {len(rows):,} clips, once, through what is frozen of the model")
         collate = loaded.collator()
         loaded.model.to(device).eval()
         with CacheWriter(folder) as writer, torch.inference_mode():
-            for row in progress(rows, "encoding"):
+            for row in progress(rows, "encoding", len(rows)):
                 batch = collate([Example(waveforms[row])]).to(device)
                 values = encoded(loaded, takes, batch.inputs).contiguous().cpu().numpy().astype(dtype)
                 writer.write(values)
                 if takes == "pooled":
                     pooled[int(row)] = values
             writer.publish({"lengths": lengths.tolist()})
-        took = duration(time.perf_counter() - began)
-        say(f"encoding: {len(rows):,} clips, once, through what is frozen of the model, in {took}")
+        say(f"encoded in {duration(time.perf_counter() - began)}")
         if not file.is_whole():
             if takes == "features":
                 raise InputOutputFailed(
