@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from audiocls.code_hash import code_hash
 from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
 from audiocls.flags import as_typed, parse_compare, parse_train, read_config_file
@@ -129,7 +130,12 @@ def trial_of(setting: str, config: TrainConfig, number: int, folder: Path, made:
     alone: dict[str, Any] = {name: getattr(TrainConfig, name) for name in NOT_SHARED}
     config = dataclasses.replace(config, seed=config.seed + number, **alone)
     if number == 0 and is_run(setting):
-        return Trial(title, folder_of(setting), config)
+        return Trial(title, folder_of(setting), config, is_given=True)
+    if is_run(setting) and begun_with(folder_of(setting)).get("code") != code_hash():
+        raise UserError(
+            f"{setting} was made by other code than this is now, which would make its other seeds: leave out "
+            "--seeds, or make the change a setting, or make them where that code is."
+        )
     trial = Trial(f"{title}, seed {config.seed}", folder, config)
     there = sorted(folder.glob(f"*-{trial.digest}"))  # of whatever wording
     own = made.setdefault(trial.digest, there[0] if there else folder / f"{slug(setting)}-{trial.digest}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from audiocls.code_hash import code_hash
 from audiocls.commands import script
 from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.errors import OK, STOPPED, TRAINING_FAILED, Stopped, UserError
@@ -35,6 +36,7 @@ class Trial:
     name: str  # in what is said of it
     folder: Path  # of the run; beside what train.py writes there, our trial.json and log.txt
     config: TrainConfig
+    is_given: bool = False  # whether it is somebody's own run, of whatever code
 
     @property
     def files(self) -> dict[str, str]:
@@ -44,10 +46,12 @@ class Trial:
 
     @property
     def digest(self) -> str:
-        """A hash of the settings that affect the result, without the seed, and of the files they name."""
+        """A hash of the settings that affect the result but the seed, of files they name, and of the code."""
         now, defaults = effective(dataclasses.asdict(self.config)), dataclasses.asdict(TrainConfig())
         decides = {name: value for name, value in now.items() if name != "seed" and value != defaults[name]}
-        return hashlib.sha256(json.dumps([decides, self.files], sort_keys=True).encode()).hexdigest()[:6]
+        return hashlib.sha256(
+            json.dumps([decides, self.files, code_hash()], sort_keys=True).encode()
+        ).hexdigest()[:6]
 
     @property
     def has_work(self) -> bool:
@@ -55,7 +59,7 @@ class Trial:
         return any((self.folder / name).exists() for name in ("checkpoints", "best"))
 
     def check(self) -> None:
-        """Raises UserError where the folder holds a run of other settings, or of files that have changed."""
+        """Raises UserError where the folder holds a run of other settings, files or code."""
         if not (self.has_work or is_finished(self.folder)):
             return
         begun = begun_with(self.folder)
@@ -67,6 +71,8 @@ class Trial:
         ]
         files = begun.get("files", {})
         changes += [f"{name} has changed" for name, sha in self.files.items() if files.get(name, sha) != sha]
+        if not self.is_given and begun.get("code") != code_hash():
+            changes.append("the code has changed")
         if changes:
             raise UserError(
                 f"{self.folder} holds a run of other settings ({'; '.join(changes)}): name another "
@@ -161,7 +167,9 @@ def run(trial: Trial, stop: StopSignal) -> float:
     def keep(seconds: float) -> None:
         if is_ours:
             config = dataclasses.asdict(trial.config)
-            write_json(settings, {"config": config, "files": trial.files, "seconds": seconds})
+            write_json(
+                settings, {"config": config, "files": trial.files, "code": code_hash(), "seconds": seconds}
+            )
 
     with failing_as(folder):
         folder.mkdir(parents=True, exist_ok=True)

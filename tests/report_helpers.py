@@ -27,6 +27,7 @@ def write_run_folder(
     split: str = "test",
     seed: int = 0,
     paths: list[str] | None = None,
+    versions: dict[str, str] | None = None,
     **config: Any,
 ) -> Path:
     """A finished run of 30 steps whose model is right about two times in three."""
@@ -53,7 +54,7 @@ def write_run_folder(
         "device": "a CPU",
         "precision": "fp32",
         "clips_per_step": 32,
-        "versions": {"audiocls": "0.1.0", "python": "3.12", "torch": "2.13"},
+        "versions": versions or {"audiocls": "0.1.0", "python": "3.12", "torch": "2.13"},
     }
     (folder / "run.json").write_text(json.dumps(run))
     return folder

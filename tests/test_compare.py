@@ -1,5 +1,6 @@
 """Comparing settings: what is found between runs whose predictions are known, and the command itself."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from data_helpers import assert_one_line_error, run_script, write_class_folders,
 from report_helpers import HOSTILE, write_run_folder
 from sklearn.metrics import accuracy_score, f1_score, log_loss
 
+from audiocls.code_hash import code_hash
 from audiocls.compare import config_of, main, trial_of
 from audiocls.config import TrainConfig
 from audiocls.errors import UserError
@@ -340,6 +342,31 @@ def test_runs_are_the_same_by_what_comes_out_not_by_how_it_is_said(
     before = folder("--drop doubted.csv")
     write_table(Path("doubted.csv"), ("path",), [["clips/a/00.wav"], ["clips/b/00.wav"]])
     assert folder("--drop doubted.csv").parent != before.parent
+
+
+def test_runs_of_changed_code_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run_folder(tmp_path / "own", list("ab"), versions={"code": code_hash()})
+
+    def trial(setting: str, seed: int = 0) -> Trial:
+        return trial_of(setting, parsed("") if setting == "" else config_of(setting, []), seed, tmp_path, {})
+
+    before = trial("")
+    before.folder.mkdir(parents=True)
+    (before.folder / "best").mkdir()
+    begun = {"config": dataclasses.asdict(before.config), "code": code_hash()}
+    (before.folder / "trial.json").write_text(json.dumps(begun))
+    before.check()
+    assert trial("").folder == before.folder and trial("own", 1).folder.parent.parent == tmp_path
+
+    monkeypatch.setattr("audiocls.trials.code_hash", lambda: "changed")
+    monkeypatch.setattr("audiocls.compare.code_hash", lambda: "changed")
+    assert trial("").folder.parent != before.folder.parent
+    with pytest.raises(UserError, match="the code has changed"):
+        before.check()
+    trial("own").check()  # somebody's own run may be of any code, but its seeds cannot be made
+    with pytest.raises(UserError, match="own was made by other code"):
+        trial("own", 1)
 
 
 def test_a_run_is_not_written_over(

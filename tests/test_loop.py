@@ -262,7 +262,7 @@ def test_each_record_has_the_keys_of_its_kind_and_the_end_is_the_last(lab: Lab) 
     scores = ["loss", *SCORES, "num_clips"]
     expected = {
         "train": ["kind", "step", "epoch", "loss", "learning_rate", "grad_norm", *timing],
-        "eval": ["kind", "step", "epoch", *scores, "is_best"],
+        "eval": ["kind", "step", "epoch", *scores, "is_best", "seconds"],
         "test": ["kind", "step", "epoch", *scores],
         "end": ["kind", "step", "best_step", "best_metric", "best_score", "wall_seconds", "reason"],
     }

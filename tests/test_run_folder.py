@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from data_helpers import run_script
+from data_helpers import ROOT, run_script, unbroken
 from safetensors.torch import load_file, save_file
 
 from audiocls import storage
+from audiocls.code_hash import code_hash
 from audiocls.config import TrainConfig
 from audiocls.errors import INPUT_OUTPUT_FAILED, InputOutputFailed, UserError, exit_code_of
 from audiocls.storage import (
@@ -34,6 +35,7 @@ from audiocls.training.checkpoint import check_room, export_best, step_folder
 from audiocls.training.run_folder import (
     check_same,
     claim_run_folder,
+    code_so_far,
     default_folder,
     micro_batch_before,
     remove_run,
@@ -59,6 +61,36 @@ def test_a_run_begun_before_a_setting_was_there_counts_as_having_its_default(tmp
     check_same(tmp_path, about | {"config": {"seed": 1, "label_smoothing": 0.0}})
     with pytest.raises(UserError, match=r"--label-smoothing: 0.0 -> 0.1\.$"):
         check_same(tmp_path, about | {"config": {"seed": 1, "label_smoothing": 0.1}})
+
+
+def test_it_is_said_and_kept_that_a_run_goes_on_by_other_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for before, after, says in (
+        (code_hash(), code_hash(), False),
+        ("0123", f"0123 then {code_hash()}", True),
+        (f"0123 then {code_hash()}", f"0123 then {code_hash()}", False),
+    ):
+        (tmp_path / "run.json").write_text(json.dumps({"versions": {"code": before}}))
+        assert code_so_far(tmp_path) == after
+        assert ("note: the code is not the one" in unbroken(capsys.readouterr().out)) == says
+
+
+def test_the_code_is_all_that_decides_and_nothing_that_only_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(ROOT / "audiocls", tmp_path / "audiocls")
+    monkeypatch.setattr("audiocls.code_hash.PACKAGE", copy)
+
+    def changed(name: str) -> str:
+        with (copy / name).open("a") as file:
+            file.write("# changed\n")
+        return code_hash.__wrapped__()
+
+    now = code_hash.__wrapped__()
+    assert now == code_hash()  # wherever it lies
+    assert changed("reporting/report.py") == changed("log/run_log.py") == now
+    assert len({now, *map(changed, ("training/loss.py", "model/encoder.py", "recipes.py"))}) == 4
 
 
 def test_default_names_count_up_and_resume_takes_the_newest() -> None:

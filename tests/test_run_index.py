@@ -42,8 +42,8 @@ def test_each_run_is_a_row_the_newest_first(tmp_path: Path) -> None:
     (tmp_path / "something else").mkdir()
     assert [(row.name, row.best, row.minutes, row.ended) for row in rows(tmp_path)] == [
         ("folds", "accuracy 0.7500 over 2 folds", "2.0", "finished"),
-        ("killed", "", "", "not finished, at step 7"),
-        ("stopped", "accuracy 0.2500", "", "stopped, at step 20"),
+        ("killed", "", "", "not finished, its log ends at step 7"),
+        ("stopped", "accuracy 0.2500", "", "stopped, its log ends at step 20"),
         ("old", "accuracy 0.5000", "1.5", "finished"),
     ]
     assert rows(tmp_path)[0].inside == [("fold-1", "./folds/fold-1/")]
@@ -87,7 +87,7 @@ def test_a_run_that_is_being_written_is_no_damaged_one(tmp_path: Path) -> None:
         file.write('{"kind": "tr')
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
     assert {row.name: row.ended for row in rows(tmp_path)} == {
-        "run": "not finished, at step 7",
+        "run": "not finished, its log ends at step 7",
         "begun": "not begun, or not finished",
     }
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from audiocls.code_hash import code_hash
 from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
@@ -23,6 +24,7 @@ from audiocls.errors import InputOutputFailed, Stopped, UserError
 from audiocls.flags import flag_name
 from audiocls.model.backbone import Backbone
 from audiocls.storage import READ_ERRORS, failing_as, lock, remove_unfinished, write_json
+from audiocls.streams import say
 from audiocls.tables import FORMATS
 from audiocls.version import __version__
 
@@ -176,7 +178,7 @@ def write_run(
 
     Raises UserError where it would be another run.
     """
-    run = {
+    run: dict[str, Any] = {
         "config": dataclasses.asdict(config),
         "label2id": {label: id for id, label in enumerate(data.labels)},
         "split_fingerprint": data.fingerprint,
@@ -196,16 +198,27 @@ def write_run(
         "ended": None,
         "versions": {
             "audiocls": __version__,
+            "code": code_hash(),
             "python": platform.python_version(),
             **{library: version(library) for library in LIBRARIES},
         },
     }
     if config.resume and holds_run(folder):
         check_same(folder, run)
+        run["versions"]["code"] = code_so_far(folder)
     else:
         remove_run(folder)
     ranks.remember("run has begun", "yes")
     write_json(folder / "run.json", run)
+
+
+def code_so_far(folder: Path) -> str:
+    """The code that has made a run that is resumed, now's last. Says it where it has changed."""
+    before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["versions"].get("code", "unknown")
+    if before.rpartition(" ")[2] == code_hash():
+        return before
+    say("note: the code is not the one that the run began with: what comes of it, no state of the code gives")
+    return f"{before} then {code_hash()}"
 
 
 def clips_per_step(config: dict[str, Any]) -> int:
