@@ -25,7 +25,7 @@ from audiocls.signals import StopSignal
 from audiocls.storage import failing_as, write_json, write_text
 from audiocls.streams import say
 from audiocls.training.run_folder import holds_run, short_name
-from audiocls.trials import NOT_SHARED, Trial, check_shared, run_trials
+from audiocls.trials import NOT_SHARED, Trial, check_shared, is_finished, run_trials
 
 SEEDS = 3  # of each setting, unless said
 
@@ -132,9 +132,12 @@ def trial_of(setting: str, config: TrainConfig, number: int, folder: Path, made:
     if number == 0 and is_run(setting):
         return Trial(title, folder_of(setting), config, is_given=True)
     if is_run(setting) and begun_with(folder_of(setting)).get("code") != code_hash():
+        beside = folder_of(setting).with_name(f"seed-{config.seed}")  # as an earlier comparison made it
+        if folder_of(setting).name.startswith("seed-") and is_finished(beside):
+            return Trial(title, beside, config, is_given=True)
         raise UserError(
-            f"{setting} was made by other code than this is now, which would make its other seeds: leave out "
-            "--seeds, or make the change a setting, or make them where that code is."
+            f"{setting} was made by other code than this is now, which cannot make its seed {config.seed}: "
+            "leave out --seeds, or let compare make the seeds before the code is changed."
         )
     trial = Trial(f"{title}, seed {config.seed}", folder, config)
     there = sorted(folder.glob(f"*-{trial.digest}"))  # of whatever wording

@@ -468,8 +468,8 @@ class CompareConfig:
 
     def problems(self) -> Iterator[str]:
         """What does not fit together, a sentence each."""
-        if len(self.settings) < 2:
-            yield "Give two settings or more to compare."
+        if not self.settings:
+            yield "Give the settings to compare, or one to see how far it varies from seed to seed."
         if len(self.settings) > 26:
             yield "Give 26 settings at most: they are called A to Z."
 

@@ -55,7 +55,7 @@ def test_another_loss(tmp_path: Path) -> None:
     copy = changed(tmp_path, "Another loss")
     code = (
         "import torch; from audiocls.training.loss import loss_sum; torch.manual_seed(0)\n"
-        "print(loss_sum(torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])).item())"
+        "print(loss_sum(torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]), 0.0).item())"
     )
     torch.manual_seed(0)
     logits, labels = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])

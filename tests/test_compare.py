@@ -78,6 +78,14 @@ def test_a_setting_does_not_differ_from_itself(tmp_path: Path) -> None:
     assert found["num_unlike"] == 0
 
 
+def test_one_setting_alone_tells_how_far_its_seeds_vary(tmp_path: Path) -> None:
+    one = compare([setting(tmp_path, "A")])
+    lines = in_lines(one)
+    assert lines[0] == "A: --setting A (3 runs)" and lines[2].startswith("A  ") and " ±" in lines[2]
+    assert not any("McNemar" in line or " - " in line for line in lines)
+    assert 'id="scores"' in page(one, tmp_path) and 'id="tests"' not in page(one, tmp_path)
+
+
 def test_scores_are_scikit_learns_and_means_are_over_runs(tmp_path: Path) -> None:
     one = setting(tmp_path, "A", (1, 2))
     found = compare([one, setting(tmp_path, "B", (4, 5))])["settings"][0]
@@ -232,7 +240,7 @@ def test_settings_and_shared_flags_are_told_apart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a"], "Give two settings or more"),
+        ([], "Give the settings to compare"),
         (["--seeds", "0", "--lr 1", "--lr 2"], "--seeds is 0: 1 is the least"),
         (["--epochz 3", ""], "did you mean --epochs"),
         (["nowhere.toml", ""], "nowhere.toml is not there, and no flag of train.py."),
@@ -367,6 +375,11 @@ def test_runs_of_changed_code_are_others(tmp_path: Path, monkeypatch: pytest.Mon
     trial("own").check()  # somebody's own run may be of any code, but its seeds cannot be made
     with pytest.raises(UserError, match="own was made by other code"):
         trial("own", 1)
+    for seed in (42, 43):  # a comparison made both before
+        write_run_folder(tmp_path / "earlier" / f"seed-{seed}", list("ab"), versions={"code": "before"})
+    assert trial("earlier/seed-42", 1).folder == Path("earlier/seed-43")
+    with pytest.raises(UserError, match="its seed 44"):
+        trial("earlier/seed-42", 2)
 
 
 def test_a_run_is_not_written_over(

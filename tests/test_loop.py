@@ -116,7 +116,13 @@ def test_a_batch_of_16_is_the_same_step_as_4_times_4_and_as_5_and_5_and_6(
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
         # A tenth of a step: Adam scales gradients that are all but zero, and their rounding, up to a step.
         for name, tensor in run.weights.items():
-            torch.testing.assert_close(tensor, whole.weights[name], atol=learning_rate / 10, rtol=0, msg=name)
+            torch.testing.assert_close(
+                tensor,
+                whole.weights[name],
+                atol=learning_rate / 10,
+                rtol=0,
+                msg=lambda words: f"{name}: {words}",
+            )
 
 
 def test_450_clips_of_32_times_4_make_4_steps_an_epoch_and_40_with_4_of_warm_up(lab: Lab) -> None:

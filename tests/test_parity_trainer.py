@@ -134,7 +134,9 @@ def test_losses_and_weights_are_the_trainers(
         tolerance = {"abs": TOLERANCE} if key == "loss" else {"rel": TOLERANCE}
         assert [record[key] for record in records] == pytest.approx(expected, **tolerance), key
     for name, tensor in ours.weights.items():
-        torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=name)
+        torch.testing.assert_close(
+            tensor, weights[name], atol=TOLERANCE, rtol=0, msg=lambda words: f"{name}: {words}"
+        )
     # Something was learned to compare: the weights moved a hundred times as far as they may be apart.
     assert max((ours.weights[name] - tensor).abs().max().item() for name, tensor in start.items()) > 1e-3
 
@@ -150,7 +152,9 @@ def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_aske
         losses[stock] = ours.logged("train", "loss")
         if stock:
             for name, tensor in ours.weights.items():
-                torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=name)
+                torch.testing.assert_close(
+                    tensor, weights[name], atol=TOLERANCE, rtol=0, msg=lambda words: f"{name}: {words}"
+                )
     expected = [entry["loss"] for entry in steps]
     assert losses[True] == pytest.approx(expected, abs=TOLERANCE)
     assert losses[False] != pytest.approx(expected, abs=0.01)

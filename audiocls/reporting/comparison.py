@@ -16,7 +16,7 @@ from audiocls.reporting.runs import Key, Setting, pair_up
 
 # Parts of run.json that should be equal, and what they are.
 MADE_WITH = {
-    "versions": "version of audiocls and what it stands on",
+    "versions": "state of the code and what it stands on",
     "device": "device",
     "precision": "precision",
 }

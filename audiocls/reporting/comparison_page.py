@@ -31,7 +31,9 @@ def in_lines(comparison: dict[str, Any]) -> list[str]:
         [f"{one['second']} - {one['first']}", *(with_interval(one["scores"][name], name) for name in TITLES)]
         for one in found
     ]
-    lines += [*aligned([[*header, "minutes"], *means]), *aligned([header, *differing])]
+    lines += aligned([[*header, "minutes"], *means])
+    if found:
+        lines += aligned([header, *differing])
     for one in found:
         lines.append(one["verdict"])
         lines += [f"  McNemar's exact test, {mcnemar_text(one, test)}" for test in one["mcnemar"]]
@@ -61,13 +63,12 @@ def page(comparison: dict[str, Any], folder: Path) -> str:
     of_metric = [one["scores"][metric] for one in found]
     spans = [(*(scale * one[key] for key in ("mean", "low", "high")), one["is_clear"]) for one in of_metric]
     less_first = [f"{one['second']} - {one['first']}" for one in found]
-    charts = {
-        "Each run, and the mean": figures.dots([one["name"] for one in settings], scores, unit),
-        "Differences, with 95% intervals": figures.intervals(less_first, spans, unit),
-    }
+    charts = {"Each run, and the mean": figures.dots([one["name"] for one in settings], scores, unit)}
+    if found:
+        charts["Differences, with 95% intervals"] = figures.intervals(less_first, spans, unit)
     return render(
         "comparison.html",
-        title=f"{len(settings)} settings compared",
+        title=f"{number_of(len(settings), 'setting')} compared",
         comparison=comparison,
         titles=TITLES,
         reports={

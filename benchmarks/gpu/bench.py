@@ -79,7 +79,7 @@ def made_batch(bench: Bench, loaded: LoadedModel, clips: int, samples: int, ragg
 def loss_of(bench: Bench, model: Any, batch: Batch) -> Tensor:
     with autocast(bench.device, "bf16"):
         logits = model(**batch.inputs)
-    return loss_sum(logits, batch.labels) / len(batch.labels)
+    return loss_sum(logits, batch.labels, 0.0) / len(batch.labels)
 
 
 def one_step(

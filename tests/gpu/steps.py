@@ -86,7 +86,7 @@ class Stepper:
         seed_everything(0, self.num_steps, 0, self.device)
         with autocast(self.device, self.precision):
             logits = self.model(**batch.inputs)
-        loss = loss_sum(logits, batch.labels) / len(batch.labels)
+        loss = loss_sum(logits, batch.labels, 0.0) / len(batch.labels)
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
         norm = clip_grad_norm_(self.model.parameters(), 1.0)
