@@ -134,9 +134,7 @@ def test_losses_and_weights_are_the_trainers(
         tolerance = {"abs": TOLERANCE} if key == "loss" else {"rel": TOLERANCE}
         assert [record[key] for record in records] == pytest.approx(expected, **tolerance), key
     for name, tensor in ours.weights.items():
-        torch.testing.assert_close(
-            tensor, weights[name], atol=TOLERANCE, rtol=0, msg=lambda words: f"{name}: {words}"
-        )
+        torch.testing.assert_close(tensor, weights[name], atol=TOLERANCE, rtol=0, msg=f"{name}: {{}}".format)
     # Something was learned to compare: the weights moved a hundred times as far as they may be apart.
     assert max((ours.weights[name] - tensor).abs().max().item() for name, tensor in start.items()) > 1e-3
 
@@ -153,7 +151,7 @@ def test_padded_clips_train_as_in_the_trainer_where_the_guides_behaviour_is_aske
         if stock:
             for name, tensor in ours.weights.items():
                 torch.testing.assert_close(
-                    tensor, weights[name], atol=TOLERANCE, rtol=0, msg=lambda words: f"{name}: {words}"
+                    tensor, weights[name], atol=TOLERANCE, rtol=0, msg=f"{name}: {{}}".format
                 )
     expected = [entry["loss"] for entry in steps]
     assert losses[True] == pytest.approx(expected, abs=TOLERANCE)
