@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from audiocls.code_hash import code_hash
+from audiocls.code_hash import code_hash, code_of
 from audiocls.config import TrainConfig
 from audiocls.errors import OK, UserError, exit_code_of
 from audiocls.flags import as_typed, parse_compare, parse_train, read_config_file
@@ -131,7 +131,7 @@ def trial_of(setting: str, config: TrainConfig, number: int, folder: Path, made:
     config = dataclasses.replace(config, seed=config.seed + number, **alone)
     if number == 0 and is_run(setting):
         return Trial(title, folder_of(setting), config, is_given=True)
-    if is_run(setting) and begun_with(folder_of(setting)).get("code") != code_hash():
+    if is_run(setting) and code_of(folder_of(setting)) != code_hash():
         beside = folder_of(setting).with_name(f"seed-{config.seed}")  # as an earlier comparison made it
         if folder_of(setting).name.startswith("seed-") and is_finished(beside):
             return Trial(title, beside, config, is_given=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audiocls.code_hash import code_hash
+from audiocls.code_hash import code_hash, code_of
 from audiocls.commands import script
 from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.errors import OK, STOPPED, TRAINING_FAILED, Stopped, UserError
@@ -49,9 +49,8 @@ class Trial:
         """A hash of the settings that affect the result but the seed, of files they name, and of the code."""
         now, defaults = effective(dataclasses.asdict(self.config)), dataclasses.asdict(TrainConfig())
         decides = {name: value for name, value in now.items() if name != "seed" and value != defaults[name]}
-        return hashlib.sha256(
-            json.dumps([decides, self.files, code_hash()], sort_keys=True).encode()
-        ).hexdigest()[:6]
+        content = json.dumps([decides, self.files, code_hash()], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:6]
 
     @property
     def has_work(self) -> bool:
@@ -71,7 +70,7 @@ class Trial:
         ]
         files = begun.get("files", {})
         changes += [f"{name} has changed" for name, sha in self.files.items() if files.get(name, sha) != sha]
-        if not self.is_given and begun.get("code") != code_hash():
+        if not self.is_given and code_of(self.folder) not in (None, code_hash()):
             changes.append("the code has changed")
         if changes:
             raise UserError(
@@ -167,9 +166,7 @@ def run(trial: Trial, stop: StopSignal) -> float:
     def keep(seconds: float) -> None:
         if is_ours:
             config = dataclasses.asdict(trial.config)
-            write_json(
-                settings, {"config": config, "files": trial.files, "code": code_hash(), "seconds": seconds}
-            )
+            write_json(settings, {"config": config, "files": trial.files, "seconds": seconds})
 
     with failing_as(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -362,8 +362,8 @@ def test_runs_of_changed_code_are_others(tmp_path: Path, monkeypatch: pytest.Mon
     before = trial("")
     before.folder.mkdir(parents=True)
     (before.folder / "best").mkdir()
-    begun = {"config": dataclasses.asdict(before.config), "code": code_hash()}
-    (before.folder / "trial.json").write_text(json.dumps(begun))
+    begun = {"config": dataclasses.asdict(before.config), "versions": {"code": code_hash()}}
+    (before.folder / "run.json").write_text(json.dumps(begun))
     before.check()
     assert trial("").folder == before.folder and trial("own", 1).folder.parent.parent == tmp_path
 

@@ -146,16 +146,14 @@ def read_run(folder: Path) -> RunResults:
 
 
 def begun_with(run_folder: Path) -> dict[str, Any]:
-    """What trial.json says of a run that compare.py or folds.py began: config, files, code, seconds.
+    """What trial.json says of a run that compare.py or folds.py began: config, files, seconds.
 
-    Of another run its config and its code; empty where there is none.
+    Of another run its config; empty where there is none.
     """
     for name in ("trial.json", "run.json"):
         try:
             found = json.loads((run_folder / name).read_text(encoding="utf-8"))
-            if name == "run.json":
-                found = {"code": found["versions"].get("code")} | {"config": found["config"]}
-            return found | {"config": dict(found["config"])}
+            return {"config": dict(found["config"]), **(found if name == "trial.json" else {})}
         except FileNotFoundError:
             continue
         except READ_ERRORS as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from audiocls.code_hash import code_hash
+from audiocls.code_hash import code_hash, code_of
 from audiocls.config import CHANGES_NOTHING, TrainConfig
 from audiocls.data.prepare import RunData
 from audiocls.devices import device_name, pick_precision
@@ -213,8 +213,8 @@ def write_run(
 
 
 def code_so_far(folder: Path) -> str:
-    """The code that has made a run that is resumed, now's last. Says it where it has changed."""
-    before = json.loads((folder / "run.json").read_text(encoding="utf-8"))["versions"].get("code", "unknown")
+    """The code that makes a run which is resumed, now's last. Says it where it has changed."""
+    before = code_of(folder) or "unknown"
     if before.rpartition(" ")[2] == code_hash():
         return before
     say("note: the code is not the one that the run began with: what comes of it, no state of the code gives")
