@@ -229,11 +229,16 @@ def test_errors_that_could_be_taken_for_others_are_said_all_the_same(
 
 
 @needs_fork
-def test_a_bug_ends_the_process_though_a_frame_still_holds_a_stopped_worker() -> None:
+def test_a_bug_ends_the_process_though_a_frame_still_holds_stopped_workers() -> None:
+    # They are stopped from here: one that stops itself may do so while its thread sends a batch, and nobody
+    # else's come then.
     code = """
-from worker_helpers import batches_of, stop_itself
-batches = batches_of(stop_itself)
+import multiprocessing, os, signal
+from worker_helpers import batches_of
+batches = batches_of()
 next(batches)
+for worker in multiprocessing.active_children():
+    os.kill(worker.pid, signal.SIGSTOP)
 raise ValueError("a bug")
 """
     done = run_with_tests("-c", code)
