@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from forked_python import run_forked
 
 from audiocls.config import TrainConfig
 from audiocls.data.clips import Clip, FileAudio
@@ -54,11 +55,18 @@ def config_for(dataset: Path, **settings: Any) -> TrainConfig:
     return TrainConfig(dataset=str(dataset), **settings)
 
 
-def run_script(*arguments: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
-    """A script of the repository, or any other arguments to Python, in a process of its own."""
+def run_script(
+    *arguments: str, timeout: float = 60, fresh: bool = False, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """A script of the repository, or any other arguments to Python, in a process of its own.
+
+    A script or a module runs in a fork of one that has imported torch, unless it is to start `fresh`.
+    """
     first, *rest = arguments
     where = [str(ROOT / first)] if first.endswith(".py") else [first]
     options.setdefault("env", os.environ | {"PYTHONPATH": str(ROOT)})
+    if not fresh and (first == "-m" or first.endswith(".py")):
+        return run_forked([*where, *rest], timeout=timeout, **options)
     command = [sys.executable, *where, *rest]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)
 

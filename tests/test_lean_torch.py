@@ -41,5 +41,5 @@ def test_infer_classifies_and_exports(architecture: str, tmp_path: Path) -> None
     script, model = str(ROOT / "infer.py"), str(tmp_path / "model")
     export = ["--export", "torch", "--output", str(tmp_path / "m.pt2")]
     for arguments in ([str(tmp_path / "one.wav")], export):
-        finished = run_script(script, model, *arguments, timeout=120)
+        finished = run_script(script, model, *arguments, timeout=120, fresh=True)
         assert finished.returncode == 0, finished.stderr

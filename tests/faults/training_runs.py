@@ -23,11 +23,13 @@ import train
 from audiocls.errors import exit_code_of
 from audiocls.model.encoder import SpeechClassifier
 
-for late in (  # what train.py imports when it runs
+for late in (  # what train.py imports when it runs, torch's optimizers and the report
     "audiocls.log.summary",
     "audiocls.training.features",
     "audiocls.training.loop",
     "audiocls.training.run_folder",
+    "audiocls.reporting.report",
+    "torch._dynamo",
     "transformers.models.auto.modeling_auto",
     "transformers.models.wav2vec2.feature_extraction_wav2vec2",
     "transformers.models.wav2vec2.modeling_wav2vec2",
