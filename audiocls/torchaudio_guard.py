@@ -7,21 +7,26 @@ is all that is used here and in transformers, are plain torch and do not need it
 
 import importlib
 import sys
+import threading
 from types import ModuleType
 from typing import Any
+
+IMPORTING = threading.Lock()  # recordings are resampled side by side
 
 
 def import_torchaudio() -> ModuleType:
     """The torchaudio module. Raises ModuleNotFoundError where it is not installed."""
-    try:
-        return importlib.import_module("torchaudio")
-    except ModuleNotFoundError:
-        raise
-    except (ImportError, OSError, RuntimeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchaudio"]:
-            del sys.modules[name]
-        sys.modules["torchaudio._extension"] = without_extension()
-        return importlib.import_module("torchaudio")
+    with IMPORTING:
+        try:
+            return importlib.import_module("torchaudio")
+        except ModuleNotFoundError:
+            raise
+        except (ImportError, OSError, RuntimeError):
+            for name in list(sys.modules):  # a copy: another thread may import something
+                if name.partition(".")[0] == "torchaudio":
+                    del sys.modules[name]
+            sys.modules["torchaudio._extension"] = without_extension()
+            return importlib.import_module("torchaudio")
 
 
 def without_extension() -> ModuleType:

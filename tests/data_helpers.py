@@ -60,12 +60,12 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """A script of the repository, or any other arguments to Python, in a process of its own.
 
-    A script or a module runs in a fork of one that has imported torch, unless it is to start `fresh`.
+    On Linux scripts and modules run in forks of one that has imported torch, unless they are to start `fresh`.
     """
     first, *rest = arguments
     where = [str(ROOT / first)] if first.endswith(".py") else [first]
     options.setdefault("env", os.environ | {"PYTHONPATH": str(ROOT)})
-    if not fresh and (first == "-m" or first.endswith(".py")):
+    if sys.platform == "linux" and not fresh and (first == "-m" or first.endswith(".py")):
         return run_forked([*where, *rest], timeout=timeout, **options)
     command = [sys.executable, *where, *rest]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **options)

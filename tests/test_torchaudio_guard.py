@@ -71,6 +71,19 @@ def test_resampling_and_feature_extractors_work_where_the_extension_does_not(bro
     assert "forced_align needs torchaudio's compiled extension" in " ".join(said)
 
 
+def test_threads_that_need_it_at_once_get_the_same_one() -> None:
+    check = """
+from concurrent.futures import ThreadPoolExecutor
+from audiocls.torchaudio_guard import import_torchaudio
+sys.setswitchinterval(1e-5)
+with ThreadPoolExecutor(4) as pool:
+    found = list(pool.map(lambda _: import_torchaudio(), range(4)))
+assert all(one is sys.modules["torchaudio"] for one in found)
+"""
+    finished = run_script("-c", "import torch, sys\n" + DOES_NOT_LOAD + check)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_a_torchaudio_that_loads_is_left_as_it_is() -> None:
     check = """
 from audiocls.torchaudio_guard import import_torchaudio
