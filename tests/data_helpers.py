@@ -60,7 +60,7 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """A script of the repository, or any other arguments to Python, in a process of its own.
 
-    On Linux scripts and modules run in forks of one that has imported torch, unless they are to start `fresh`.
+    On Linux scripts and modules are forks of one that has imported torch, unless they are to start `fresh`.
     """
     first, *rest = arguments
     where = [str(ROOT / first)] if first.endswith(".py") else [first]
