@@ -230,8 +230,7 @@ def test_errors_that_could_be_taken_for_others_are_said_all_the_same(
 
 @needs_fork
 def test_a_bug_ends_the_process_though_a_frame_still_holds_stopped_workers() -> None:
-    # They are stopped from here: one that stops itself may do so while its thread sends a batch, and nobody
-    # else's come then.
+    # They are stopped from here: one that stopped itself could hold the queue, which the first batch needs.
     code = """
 import multiprocessing, os, signal
 from worker_helpers import batches_of
